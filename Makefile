@@ -1,0 +1,40 @@
+# `make demo` and `make test` do everything on a fresh Debian or Ubuntu machine; .venv/ is the only thing they leave here.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: help venv demo demo-clean test lint unit lab-tests bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml tools/venv.sh
+	tools/venv.sh $(VENV)
+	@touch $@
+
+demo: venv ## Two lab hosts, the real SGLang on their CPUs, deployed over SSH, asked a question (root: for the lab)
+	$(SUDO) tools/demo.sh $(BIN)
+
+demo-clean: venv ## Remove what `make demo` started
+	$(SUDO) $(BIN)/sglang-ops lab down
+
+test: venv lint ## Every test: lint, unit, roles, command line, and the lab's real hosts (root: for the lab)
+	$(SUDO) $(BIN)/python -m pytest
+
+lint: venv ## ruff, mypy, ansible-lint
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/ansible-lint --offline --strict playbooks roles
+
+unit: venv ## The tests that need neither root nor a lab (seconds)
+	$(BIN)/python -m pytest -m "not lab" tests/unit tests/cli tests/roles
+
+bench: venv ## The figures that the README quotes, over eight lab hosts (root: for the lab)
+	$(SUDO) $(BIN)/python -m bench
+
+clean: demo-clean ## Remove the demo and the Python environment
+	rm -rf $(VENV)

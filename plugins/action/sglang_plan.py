@@ -1,0 +1,86 @@
+"""Look at a host (one module execution) and plan, on the controller, what must happen on it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ansible import constants as C  # noqa: N812 (Ansible's own name for it)
+from ansible.plugins.action import ActionBase
+
+try:
+    import sglang_ops  # noqa: F401
+except ImportError:  # plain ansible-playbook in a checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from sglang_ops.action_inputs import deployment_of, plain, resolve_once
+from sglang_ops.errors import OpsError
+from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, plan, questions
+from sglang_ops.registry import RegistryUnreachable
+
+
+class ActionModule(ActionBase):
+    """`sglang_plan`: arguments are the settings of the role; returns the plan as `sglang_ops.plan`."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = True
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        del tmp
+        task_vars = task_vars or {}
+        try:
+            return result | self._plan(task_vars)
+        except OpsError as error:
+            message = f"{error.message} {error.fix or ''}".strip()
+            return result | self._refused([{"check": "deployment", "message": message}])
+
+    def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        deployment = deployment_of(task_vars, self._templar)
+        settings = Settings.model_validate(plain(self._task.args))
+        image, warning = self._image(deployment.image, settings)
+        secrets = Secrets.of(deployment, os.environ)
+        asked = questions(deployment, settings, image) | {"token": secrets.values.get("HF_TOKEN")}
+        answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
+        if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
+            return dict(answer)
+        local = task_vars.get("ansible_connection") == "local"
+        host = str(task_vars["inventory_hostname"])
+        address = "127.0.0.1" if local else str(task_vars.get("ansible_host") or host)
+        facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
+        if image is None:
+            image = _recorded(deployment.service_name, deployment.image, facts)
+            if image is None:
+                return self._refused([{"check": "image", "message": str(warning)}])
+        made = plan(deployment, facts, settings, image, secrets).as_dict()
+        if made["errors"]:
+            return self._refused(made["errors"])
+        made["warnings"] = [*made["warnings"], *([f"{warning} Using the digest deployed last."] if warning else [])]
+        return {"changed": False, "sglang_ops": {"kind": "plan", "plan": made}}
+
+    def _image(self, ref: str, settings: Settings) -> tuple[ResolvedImage | None, str | None]:
+        try:
+            return resolve_once(ref, settings.insecure_registries, Path(C.DEFAULT_LOCAL_TMP)), None
+        except RegistryUnreachable as error:
+            return None, error.message
+
+    @staticmethod
+    def _refused(errors: list[dict[str, str]]) -> dict[str, Any]:
+        return {
+            "failed": True,
+            "msg": " ".join(error["message"] for error in errors),
+            "exit_hint": 7,
+            "sglang_ops": {"kind": "plan", "plan": {"errors": errors, "warnings": [], "steps": [], "services": []}},
+        }
+
+
+def _recorded(service: str, ref: str, facts: HostFacts) -> ResolvedImage | None:
+    """The digest that this host runs already, for the time that the registry cannot be asked."""
+    deployed = facts.service(service)
+    record = deployed.record if deployed else {}
+    if record.get("image") != ref:
+        return None
+    facts.images[record["content"]["image"]] = True
+    return ResolvedImage(ref, record["content"]["image"])

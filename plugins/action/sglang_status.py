@@ -1,0 +1,34 @@
+"""What every deployed service is doing: one read-only execution, told in the words of `status`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+try:
+    import sglang_ops  # noqa: F401
+except ImportError:  # plain ansible-playbook in a checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from sglang_ops.action_inputs import plain
+from sglang_ops.planning.status import status
+
+
+class ActionModule(ActionBase):
+    """`sglang_status`: the module `sglang_facts` with loads, as one row a service."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        del tmp
+        arguments = plain(self._task.args)
+        asked = {"engine": arguments.get("container_engine", "docker"), "loads": True}
+        answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
+        if "facts" not in answer:
+            return result | answer
+        rows = status(answer["facts"], arguments.get("services") or [])
+        return result | {"changed": False, "sglang_ops": {"kind": "status", "services": rows}}

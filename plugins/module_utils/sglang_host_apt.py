@@ -1,0 +1,98 @@
+"""Installing Debian packages, unattended and with progress. Python 3.8, standard library."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import time
+
+from ansible.module_utils.sglang_host_command import Output
+
+LISTS = "/var/lib/apt/lists"
+_LISTS_MAX_AGE = 24 * 3600
+_LOCK_SECONDS = 300
+_ENVIRONMENT = {
+    "DEBIAN_FRONTEND": "noninteractive",
+    "NEEDRESTART_SUSPEND": "1",  # it would restart services that are none of our business
+    "APT_LISTCHANGES_FRONTEND": "none",
+}
+_APT_GET = (
+    "apt-get", "-y", "-o", "DPkg::Lock::Timeout=%d" % _LOCK_SECONDS, "-o", "APT::Status-Fd=1",
+    "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold",
+)
+_LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it", re.IGNORECASE)
+_STALE = re.compile(r"404 +Not Found|Unable to locate package|no installation candidate|Unable to fetch some", re.IGNORECASE)
+_INTERRUPTED = "dpkg was interrupted"
+
+
+class AptError(Exception):
+    """The package manager failed; the text is its own."""
+
+
+class Apt:
+    """apt-get under a Progress, waiting for other users of the package database."""
+
+    def __init__(self, progress) -> None:
+        self._progress = progress
+
+    def refresh(self, force: bool = False) -> None:
+        """Fetch the package lists where they are missing or older than a day."""
+        if force or not lists_are_fresh():
+            self._progress.report("updating package lists")
+            self._get("update")
+
+    def install(self, packages) -> None:
+        """Install packages without recommended ones. Lists that have aged are fetched once more on the way."""
+        command = ("install", "--no-install-recommends", *packages)
+        try:
+            self._get(*command)
+        except AptError as error:
+            if _INTERRUPTED in str(error):
+                self._progress.run_child(["dpkg", "--configure", "-a"], env=_ENVIRONMENT, gentle=True)
+            elif _STALE.search(str(error)):
+                self.refresh(force=True)
+            else:
+                raise
+            self._get(*command)
+
+    def _get(self, *arguments: str) -> None:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            done = self._progress.run_child([*_APT_GET, *arguments], self._show, env=_ENVIRONMENT, gentle=True)
+            if done.ok:
+                return
+            if not _LOCKED.search(done.stdout) or time.monotonic() > deadline:
+                raise AptError(reason(done))
+            self._progress.report("waiting for another package manager")
+            time.sleep(3)  # apt-get itself waits for dpkg's lock only, not for those of lists and archives
+
+    def _show(self, line: str) -> None:
+        detail = status(line)
+        if detail:
+            self._progress.report(detail)
+
+
+def lists_are_fresh() -> bool:
+    if not glob.glob(os.path.join(LISTS, "*_Packages*")):
+        return False
+    return time.time() - os.stat(LISTS).st_mtime < _LISTS_MAX_AGE
+
+
+def status(line: str) -> str:
+    """A line of apt's status stream as a few words, "" for every other line. Pure."""
+    kind, _, rest = line.partition(":")
+    if kind == "dlstatus":
+        return "downloading packages, %.0f %%" % float(rest.split(":")[1])
+    if kind == "pmstatus":
+        package, _, text = rest.split(":", 2)
+        verb = text.split(" ", 1)[0].lower()
+        if verb in ("installing", "configuring", "unpacking", "preparing"):
+            return "%s %s" % ("installing" if verb in ("unpacking", "preparing") else verb, package)
+    return ""
+
+
+def reason(done: Output) -> str:
+    """What apt-get and dpkg complained about, in one line."""
+    errors = [line[3:].strip() for line in done.stdout.splitlines() if line.startswith("E: ")]
+    return " ".join(errors) or done.error

@@ -1,0 +1,149 @@
+"""Container images on a host: pulled by digest, with progress and with errors that people understand.
+
+Python 3.8, standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+
+from ansible.module_utils import sglang_host_api as api
+from ansible.module_utils.sglang_host_command import run, share, size
+
+UNPACKED_PER_PULLED = 2.5  # the compressed layers and what they unpack to lie side by side for a while
+
+# What registries and Go's HTTP client say, and what it means. First match wins; order matters ("denied" is
+# also what Docker Hub says of a repository that does not exist).
+_CAUSES = (
+    ("space", r"no space left on device|disk quota exceeded"),
+    ("http", r"server gave HTTP response to HTTPS client"),
+    ("certificate", r"x509:|certificate (signed by|is not|has expired)|tls: failed to verify"),
+    ("login", r"unauthori[sz]ed|authentication required|no basic auth|denied|status code 40[13]|\b403\b"),
+    ("missing", r"manifest unknown|not found|name unknown|name_unknown|does not exist|no such image|\b404\b"),
+    ("unreachable", r"dial tcp|no such host|connection (refused|reset)|timeout|timed out|deadline exceeded"
+                    r"|no route to host|network is unreachable|\bEOF\b|pinging container registry"),
+)
+_SENTENCES = {
+    "space": "%(ref)s does not fit: the disk of %(engine)s is full. Free space there, then deploy again.",
+    "http": "%(registry)s speaks plain HTTP, which %(engine)s refuses. Name it in container_engine_insecure_registries.",
+    "certificate": "%(engine)s does not trust the certificate of %(registry)s (%(told)s). Install its CA on the host.",
+    "login": "%(registry)s refuses %(ref)s without a login. Run `sudo %(engine)s login %(registry)s` on the host, "
+             "or check that the image exists.",
+    "missing": "%(ref)s does not exist (%(digest)s). Check the name and the tag.",
+    "unreachable": "%(registry)s cannot be reached from this host: %(told)s",
+    "other": "%(ref)s cannot be pulled: %(told)s",
+}
+
+
+class PullError(Exception):
+    """A pull that failed; `cause` is one of the words of `_CAUSES`, or "other"."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+def parts(digest_ref: str) -> tuple[str, str]:
+    """``registry/name@sha256:…`` as (name, digest)."""
+    name, _, digest = digest_ref.partition("@")
+    return name, digest
+
+
+def registry(name: str) -> str:
+    """The registry that an image name points to, as engines read it."""
+    first = name.split("/")[0]
+    return first if "/" in name and ("." in first or ":" in first or first == "localhost") else "docker.io"
+
+
+def present(engine: str, refs) -> dict[str, bool]:
+    """Which of the images (by digest) are on the host. False for all where the engine is missing."""
+    return {ref: run(engine, "image", "inspect", "--format", "{{.Id}}", ref).ok for ref in refs}
+
+
+def explain(told: str, ref: str, digest_ref: str, engine: str) -> PullError:
+    """The engine's words as one sentence that says what to do. Pure."""
+    name, digest = parts(digest_ref)
+    told = " ".join(told.split())
+    cause = next((cause for cause, pattern in _CAUSES if re.search(pattern, told, re.IGNORECASE)), "other")
+    values = {"ref": ref, "digest": digest, "registry": registry(name), "engine": engine, "told": told}
+    return PullError(cause, _SENTENCES[cause] % values)
+
+
+@dataclass
+class _Layer:
+    total: int = 0
+    downloaded: int = 0
+    unpacked: int = 0
+    there: bool = False
+    done: bool = False
+
+
+class Tally:
+    """Adds up the engine's messages about single layers. `expected` is the compressed size from the manifest."""
+
+    def __init__(self, expected: int = 0) -> None:
+        self._expected = expected
+        self._layers = {}  # type: dict[str, _Layer]
+
+    def feed(self, event: dict) -> str:
+        """Take one message in; returns what is going on."""
+        status, name = event.get("status") or "", event.get("id") or ""
+        detail = event.get("progressDetail") or {}
+        current, total = detail.get("current") or 0, detail.get("total") or 0
+        if status == "Already exists":
+            self._layers.setdefault(name, _Layer()).there = True
+        elif status == "Pulling fs layer":
+            self._layers.setdefault(name, _Layer())
+        elif name in self._layers or status == "Downloading":
+            self._update(self._layers.setdefault(name, _Layer()), status, current, total)
+        return self.text()
+
+    @staticmethod
+    def _update(layer: _Layer, status: str, current: int, total: int) -> None:
+        if status == "Downloading":
+            layer.total = max(layer.total, total)
+            layer.downloaded = max(layer.downloaded, current)
+        elif status in ("Verifying Checksum", "Download complete", "Extracting", "Pull complete"):
+            layer.downloaded = layer.total = max(layer.total, layer.downloaded)
+            layer.unpacked = max(layer.unpacked, current if status == "Extracting" else 0)
+            layer.done = layer.done or status != "Verifying Checksum"
+            if status == "Pull complete":
+                layer.unpacked = layer.total
+
+    def text(self) -> str:
+        layers = [layer for layer in self._layers.values() if not layer.there]
+        if layers and all(layer.done for layer in layers):
+            return "unpacking " + share(sum(layer.unpacked for layer in layers), sum(layer.total for layer in layers))
+        known = sum(layer.total for layer in layers)
+        whole = known if any(layer.there for layer in self._layers.values()) else max(known, self._expected)
+        return share(sum(layer.downloaded for layer in layers), whole)
+
+
+def check_space(ref: str, expected: int, free: int, root: str) -> None:
+    """Refuse before the pull what cannot fit. Sizes in bytes; nothing is known of an image without a size."""
+    need = int(expected * UNPACKED_PER_PULLED)
+    if need > free:
+        message = "%s needs about %s (%s compressed) at %s, which has %s free. Free space there, or move the engine's data."
+        raise PullError("space", message % (ref, size(need), size(expected), root, size(free)))
+
+
+def pull(engine: str, ref: str, digest_ref: str, expected: int, report) -> None:
+    """Pull by digest, and keep the tag as a name by which people find the image. Raises PullError.
+
+    `report` is called with what is going on.
+    """
+    name, digest = parts(digest_ref)
+    auth = api.registry_auth(name) if engine == "docker" else None
+    tally = Tally(expected)
+    try:
+        with api.serving(engine) as socket, contextlib.closing(api.pull(socket, name, digest, auth)) as events:
+            for event in events:
+                report(tally.feed(event))
+    except api.ApiError as error:
+        raise explain(str(error), ref, digest_ref, engine) from error
+    if not present(engine, [digest_ref])[digest_ref]:
+        raise PullError("other", "%s was pulled, yet %s does not know %s." % (ref, engine, digest_ref))
+    if "@" not in ref:
+        run(engine, "tag", digest_ref, ref)

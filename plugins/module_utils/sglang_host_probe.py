@@ -1,0 +1,200 @@
+"""The gate's questions to one service, in order; the first that is not answered ends the list.
+
+unit → port → ready → model → answer. `/health` alone lies in both directions, the log line that SGLang is
+ready is also printed by a server whose port was taken, and `/v1/models` answers before anything can be
+generated: so all are asked, and the last one is a real completion. Python 3.8, standard library.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+
+from ansible.module_utils import sglang_host_systemd as systemd
+from ansible.module_utils.sglang_host_command import run
+
+# /health sleeps one second, makes one token, and turns red only after 20 s of silence.
+HEALTH_TIMEOUT = 25
+PROMPT = "Say OK."
+
+
+class Answer(Exception):
+    """A layer's question was not answered as it must be."""
+
+
+def layer(name, ok, detail):
+    return {"name": name, "ok": ok, "detail": detail}
+
+
+def ask(gate, properties, quick=False):
+    """Layers asked of a service described by its `gate` record; `properties` are systemd's of its unit."""
+    asked = []
+    for name, question in QUESTIONS:
+        try:
+            asked.append(layer(name, True, question(gate, properties, quick)))
+        except Answer as answer:
+            asked.append(layer(name, False, str(answer)))
+        except socket.timeout:
+            asked.append(layer(name, False, "no answer in time"))
+        except (OSError, http.client.HTTPException) as error:
+            asked.append(layer(name, False, str(error) or type(error).__name__))
+        if not asked[-1]["ok"]:
+            break
+    return asked
+
+
+def _unit(_gate, properties, _quick):
+    state = systemd.state(properties)
+    if state != "active":
+        raise Answer("the unit is %s" % state)
+    return "active, %s restarts" % properties.get("NRestarts", "0")
+
+
+def _port(gate, _properties, quick):
+    with socket.create_connection((gate["address"], gate["port"]), timeout=5):
+        pass
+    if quick:
+        return "%d open" % gate["port"]
+    pid = container_pid(gate)
+    owner = listener(gate["port"])
+    if pid and owner and not descends(owner[0], pid):
+        raise Answer("port %d is held by %s (pid %d), which is not this service" % (gate["port"], owner[1], owner[0]))
+    return "%d open, held by this service" % gate["port"]
+
+
+def _ready(gate, _properties, quick):
+    health = gate["endpoints"]["health"]
+    path = "/ready"
+    status = get(gate, path, 10)[0]
+    if status == 404:  # before SGLang 0.5.20
+        path = health
+        status = get(gate, path, HEALTH_TIMEOUT)[0]
+    elif status == 200 and not quick:
+        path = "/ready and " + health
+        status = get(gate, health, HEALTH_TIMEOUT)[0]
+    if status != 200:
+        raise Answer("%s answers %d" % (path, status))
+    return "%s answers 200" % path
+
+
+def _model(gate, _properties, _quick):
+    status, body = get(gate, "/v1/models", 10)
+    if status != 200:
+        raise Answer("/v1/models answers %d" % status)
+    names = [item.get("id") for item in parse(body, "/v1/models").get("data", [])]
+    if gate["served_model_name"] not in names:
+        shown = ", ".join(map(str, names)) or "nothing"
+        raise Answer("/v1/models names %s, not %s" % (shown, gate["served_model_name"]))
+    return "/v1/models names %s" % gate["served_model_name"]
+
+
+def _answer(gate, _properties, quick):
+    chat = {"messages": [{"role": "user", "content": PROMPT}]}
+    wanted = [(gate["endpoints"]["chat"], chat)]
+    if not quick:
+        wanted.append((gate["endpoints"]["completions"], {"prompt": PROMPT}))
+    said = []
+    common = {"model": gate["served_model_name"], "max_tokens": 1 if quick else 8, "temperature": 0}
+    for path, body in wanted:
+        status, text = post(gate, path, dict(body, **common), 15 if quick else 120)
+        if status == 400 and "chat template" in text.lower():
+            said.append("%s: the model has no chat template" % path)
+            continue
+        if status != 200:
+            raise Answer("%s answers %d: %s" % (path, status, text.strip()[:200]))
+        said.append("%s: %d tokens" % (path, generated(parse(text, path), path)))
+    return ", ".join(said)
+
+
+QUESTIONS = (("unit", _unit), ("port", _port), ("ready", _ready), ("model", _model), ("answer", _answer))
+
+
+def generated(reply, path):
+    """Number of tokens in a completion; refuses what is not an OpenAI-style completion."""
+    try:
+        choice = reply["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        tokens = reply["usage"]["completion_tokens"]
+    except (KeyError, IndexError, TypeError):
+        shown = json.dumps(reply)[:120]
+        raise Answer("%s answers 200 with something that is no completion: %s" % (path, shown)) from None
+    if not isinstance(tokens, int) or tokens < 1 or not isinstance(text, (str, type(None))):
+        raise Answer("%s answers 200 without a token" % path)
+    return tokens
+
+
+def parse(text, path):
+    try:
+        reply = json.loads(text)
+    except ValueError:
+        reply = None
+    if not isinstance(reply, dict):
+        raise Answer("%s answers 200 with something that is not JSON: %r" % (path, text[:80]))
+    return reply
+
+
+def get(gate, path, timeout):
+    return request(gate, "GET", path, None, timeout)
+
+
+def post(gate, path, body, timeout):
+    return request(gate, "POST", path, json.dumps(body), timeout)
+
+
+def request(gate, method, path, body, timeout):
+    """(status, text) of one HTTP request to the service."""
+    connection = http.client.HTTPConnection(gate["address"], gate["port"], timeout=timeout)
+    headers = {"Content-Type": "application/json"} if body else {}
+    if gate.get("api_key"):
+        headers["Authorization"] = "Bearer " + gate["api_key"]
+    try:
+        connection.request(method, path, body=body, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode("utf-8", "replace")
+    finally:
+        connection.close()
+
+
+def container_pid(gate):
+    """The host's pid of the container's first process, None where the engine knows no such container."""
+    output = run(gate["engine"], "inspect", "--format", "{{.State.Pid}}", gate["name"]).stdout.strip()
+    return int(output) if output.isdigit() and output != "0" else None
+
+
+def listener(port):
+    """(pid, process name) of who listens on a TCP port, None where nobody does or it cannot be told."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as stream:
+                rows = [line.split() for line in stream][1:]
+        except OSError:
+            continue
+        inodes.update(row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port)
+    wanted = {"socket:[%s]" % inode for inode in inodes}
+    return _holder(wanted) if wanted else None
+
+
+def _holder(sockets):
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for handle in os.listdir("/proc/%s/fd" % pid):
+                if os.readlink("/proc/%s/fd/%s" % (pid, handle)) in sockets:
+                    with open("/proc/%s/comm" % pid, encoding="utf-8") as stream:
+                        return int(pid), stream.read().strip()
+        except OSError:
+            continue
+    return None
+
+
+def descends(pid, ancestor):
+    """Whether process `pid` is `ancestor` or a descendant of it."""
+    while pid > 1 and pid != ancestor:
+        try:
+            with open("/proc/%d/stat" % pid, encoding="utf-8") as stream:
+                pid = int(stream.read().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return pid == ancestor

@@ -1,0 +1,44 @@
+"""Questions to systemd, many units in one call. Python 3.8, standard library."""
+
+from __future__ import annotations
+
+from ansible.module_utils.sglang_host_command import run
+
+_PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,ExecMainStatus,InvocationID,ActiveEnterTimestampMonotonic"
+
+# A stop waits for the requests in flight; the unit itself has the shorter limit.
+TIMEOUT_SECONDS = 24 * 3600
+
+
+def show(units):
+    """{unit name without suffix: {property: value}} for `units`."""
+    if not units:
+        return {}
+    output = run("systemctl", "show", "--property", _PROPERTIES, *[name + ".service" for name in units]).stdout
+    found = {}
+    for block in output.strip().split("\n\n"):
+        properties = dict(line.partition("=")[::2] for line in block.splitlines())
+        if properties.get("Id"):
+            found[properties["Id"][: -len(".service")]] = properties
+    return found
+
+
+def state(properties):
+    """One word for people: active, activating, restarting, failed, inactive."""
+    if properties.get("SubState") == "auto-restart":
+        return "restarting"
+    return properties.get("ActiveState", "inactive")
+
+
+def journal(unit, invocation=None, lines=30):
+    """The last log lines of a unit's container, oldest first."""
+    match = ["_SYSTEMD_INVOCATION_ID=" + invocation] if invocation else ["--unit", unit]
+    output = run("journalctl", "--quiet", "--no-pager", "--output", "cat", "--lines", str(lines),
+                 "SYSLOG_IDENTIFIER=" + unit, *match).stdout
+    return output.splitlines()[-lines:]
+
+
+def systemctl(*arguments):
+    """Run systemctl; returns its error text, empty on success."""
+    done = run("systemctl", *arguments, timeout=TIMEOUT_SECONDS)
+    return "" if done.ok else done.error

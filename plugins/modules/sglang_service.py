@@ -1,0 +1,282 @@
+#!/usr/bin/python
+"""Write, start, stop, roll back and remove the systemd units of SGLang services."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: sglang_service
+short_description: Manage the systemd units of SGLang services and their release records
+description:
+  - Writes the release (unit, record, secrets) of each service, replaces its unit and starts it.
+  - The old server keeps running until everything is written; systemd is reloaded only where a unit changed.
+  - Supports check mode and returns the unit's diff.
+options:
+  state:
+    description: V(present) deploys, V(rolled_back) returns to the stable release of each service.
+    type: str
+    choices: [present, restarted, stopped, absent, rolled_back]
+    default: present
+  services:
+    description:
+      - For V(present) and V(rolled_back), the services as planned.
+    type: list
+    elements: dict
+    default: []
+  names:
+    description: For the other states, names of services; an empty list means every service of the host.
+    type: list
+    elements: str
+    default: []
+  secrets:
+    description: Values by service and variable name, written to a file that only root can read.
+    type: dict
+    default: {}
+  runtime:
+    description: By service, variables to read from C(/etc/sglang-ops/runtime.env) on the host.
+    type: dict
+    default: {}
+  purge:
+    description: With V(absent), also delete what the services alone used (their images).
+    type: bool
+    default: false
+author: [sglang-ops contributors]
+"""
+
+EXAMPLES = r"""
+- name: Restart every SGLang service of the host
+  sglang_service:
+    state: restarted
+"""
+
+RETURN = r"""
+sglang_ops:
+  description: What was done to each service.
+  returned: always
+  type: dict
+"""
+
+import os
+
+from ansible.module_utils import sglang_host_state as store
+from ansible.module_utils import sglang_host_systemd as systemd
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.sglang_host_command import run
+
+# Stopping waits for requests in flight; systemd itself ends it at the unit's TimeoutStopSec.
+RECORD = ("name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate")
+ACTIVE = ("active", "activating", "deactivating", "reloading", "restarting")
+
+
+def plan(service, current):
+    """What to do about one service: pure, so that check mode and the change cannot disagree.
+
+    `service` is what is wanted; `current` is {"unit": text or None, "release": id or None, "state": word}.
+    """
+    write = current["unit"] != service["unit"]
+    record = current["release"] != service["release"]
+    running = current["state"] in ACTIVE
+    restart = service["action"] == "restart" or (running and (write or record))
+    start = not running or restart
+    return {"write": write, "record": record, "stop": running and restart, "start": start,
+            "changed": write or record or start}
+
+
+def observe(names):
+    """What is there now, by service name."""
+    shown = systemd.show(names)
+    return {
+        name: dict(store.read_state(name), unit=store.read_text(store.unit_path(name)),
+                   state=systemd.state(shown.get(name, {})))
+        for name in names
+    }
+
+
+class Host:
+    """Applies steps to the host, or only tells them in check mode."""
+
+    def __init__(self, module):
+        self.module = module
+        self.check = module.check_mode
+        self.changed = False
+        self.diffs = []
+        self.reload = False
+
+    def write_unit(self, name, before, after):
+        self.changed = self.reload = True
+        path = store.unit_path(name)
+        self.diffs.append({"before_header": path, "after_header": path, "before": before or "", "after": after or ""})
+        if self.check:
+            return
+        if after is None:
+            os.unlink(path)
+        else:
+            store.write_atomic(path, after)
+
+    def daemon_reload(self):
+        if self.reload and not self.check:
+            self.systemctl("daemon-reload")
+        self.reload = False
+
+    def systemctl(self, *arguments):
+        self.changed = self.changed or arguments[0] not in ("daemon-reload", "reset-failed")
+        error = "" if self.check else systemd.systemctl(*arguments)
+        if error and arguments[0] in ("start", "stop", "enable"):
+            name = arguments[-1]
+            log = systemd.journal(name[: -len(".service")] if name.endswith(".service") else name)
+            self.module.fail_json(msg="systemctl %s failed: %s" % (" ".join(arguments), error), changed=True,
+                                  sglang_ops={"kind": "service", "services": [], "log": log})
+
+    def record(self, name, release, stable):
+        self.changed = True
+        if not self.check:
+            store.write_state(name, {"release": release, "stable": stable})
+
+    def start(self, name):
+        unit = name + ".service"
+        self.systemctl("reset-failed", unit)
+        self.systemctl("enable", "--quiet", unit)
+        self.systemctl("start", unit)
+
+
+def present(host, services, secrets, runtime):
+    """Deploy: releases are written first, then all stop, then all start; what runs is recorded last.
+
+    An interruption leaves the recorded release different from the wanted one, so the next run starts again.
+    """
+    now = observe([service["name"] for service in services])
+    steps = {service["name"]: plan(service, now[service["name"]]) for service in services}
+    changing = [service for service in services if steps[service["name"]]["changed"]]
+    for service in changing:
+        keep_release(host, service, secrets, runtime)
+    for service in changing:
+        if steps[service["name"]]["stop"]:
+            host.systemctl("stop", service["name"] + ".service")
+    for service in changing:
+        if steps[service["name"]]["write"]:
+            host.write_unit(service["name"], now[service["name"]]["unit"], service["unit"])
+    host.daemon_reload()
+    for service in changing:
+        if steps[service["name"]]["start"]:
+            host.start(service["name"])
+        host.record(service["name"], service["release"], now[service["name"]]["stable"])
+    return [{"name": service["name"], "release": service["release"], "action": _word(steps[service["name"]])}
+            for service in services]
+
+
+def keep_release(host, service, secrets, runtime):
+    """Write the release directory, secrets included."""
+    name = service["name"]
+    values = dict(secrets.get(name, {}), **_from_host(host, name, runtime.get(name, [])))
+    record = dict({key: service[key] for key in RECORD}, engine=service["gate"]["engine"])
+    if not host.check:
+        store.write_release(name, service["release"], service["unit"], record, values)
+
+
+def _word(step):
+    return "restart" if step["stop"] else "start" if step["start"] else "write" if step["changed"] else "none"
+
+
+def _from_host(host, service, wanted):
+    known = store.runtime_environment() if wanted else {}
+    missing = [item["source"] for item in wanted if item["source"] not in known]
+    if missing:
+        host.module.fail_json(msg="%s does not set %s, which %s needs. Add a line %s=…"
+                              % (store.RUNTIME_ENV, missing[0], service, missing[0]))
+    return {item["name"]: known[item["source"]] for item in wanted}
+
+
+def rolled_back(host, services):
+    """Return to the last stable release at once; a service that never was stable is stopped and disabled."""
+    done = []
+    now = observe([service["name"] for service in services])
+    for service in services:
+        name, current = service["name"], now[service["name"]]
+        stable = current["stable"]
+        unit = store.release_unit(name, stable) if stable else None
+        host.systemctl("stop", name + ".service")
+        if unit is None:
+            host.systemctl("disable", "--quiet", name + ".service")
+            done.append({"name": name, "release": None, "action": "stop"})
+            continue
+        if current["unit"] != unit:
+            host.write_unit(name, current["unit"], unit)
+        host.daemon_reload()
+        host.start(name)
+        host.record(name, stable, stable)
+        done.append({"name": name, "release": stable, "action": "restart"})
+    return done
+
+
+def restarted(host, names):
+    for name in names:
+        host.systemctl("stop", name + ".service")
+    for name in names:
+        host.start(name)
+    return _done(names, "restart")
+
+
+def stopped(host, names):
+    now = observe(names)
+    for name in names:
+        if now[name]["state"] in ACTIVE or now[name]["state"] == "failed":
+            host.systemctl("stop", name + ".service")
+            host.systemctl("reset-failed", name + ".service")
+    return _done(names, "stop")
+
+
+def absent(host, names, purge):
+    """Stop and forget; with `purge`, images that no other service uses are deleted too."""
+    images = {}
+    for name in names:
+        record = store.read_record(name, store.read_state(name)["release"])
+        if record.get("image_digest"):
+            images[record["content"]["image"]] = record["engine"]
+        host.systemctl("disable", "--quiet", "--now", name + ".service")
+        unit = store.read_text(store.unit_path(name))
+        if unit is not None:
+            host.write_unit(name, unit, None)
+        host.changed = True
+        if not host.check:
+            store.forget(name)
+    host.daemon_reload()
+    if purge and not host.check:
+        kept = [store.read_record(name, store.read_state(name)["release"]) for name in store.names()]
+        used = {record["content"]["image"] for record in kept if record}
+        for image, engine in images.items():
+            if image not in used:
+                run(engine, "image", "rm", image)
+    return _done(names, "remove")
+
+
+def _done(names, action):
+    return [{"name": name, "release": store.read_state(name)["release"], "action": action} for name in names]
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "default": "present",
+                      "choices": ["present", "restarted", "stopped", "absent", "rolled_back"]},
+            "services": {"type": "list", "elements": "dict", "default": []},
+            "names": {"type": "list", "elements": "str", "default": []},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "runtime": {"type": "dict", "default": {}},
+            "purge": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    host, given, state = Host(module), module.params["services"], module.params["state"]
+    if state == "present":
+        done = present(host, given, module.params["secrets"], module.params["runtime"])
+    elif state == "rolled_back":
+        done = rolled_back(host, given)
+    else:
+        wanted = module.params["names"]
+        names = [name for name in store.names() if not wanted or name in wanted]
+        act = {"restarted": restarted, "stopped": stopped}.get(state)
+        done = act(host, names) if act else absent(host, names, module.params["purge"])
+    module.exit_json(changed=host.changed, diff=host.diffs, sglang_ops={"kind": "service", "services": done})
+
+
+if __name__ == "__main__":
+    main()

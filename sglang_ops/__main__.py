@@ -1,0 +1,5 @@
+"""`python -m sglang_ops`"""
+
+from sglang_ops.cli import main
+
+main()

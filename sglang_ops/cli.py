@@ -1,0 +1,133 @@
+"""The command line. Verbs are imported when they are called, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from sglang_ops import __version__
+from sglang_ops.errors import ExitCode, OpsError
+
+SERVE, LOOK, PREPARE = "Serve", "Look", "Prepare"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What `--help` says about a verb, without importing it. `module` holds a function of the verb's name, or a
+    Typer application called ``app`` where the verb has verbs of its own."""
+
+    module: str
+    help: str
+    panel: str
+
+
+VERBS = {
+    "deploy": Verb("deploy", "Bring a deployment onto the hosts and wait until it serves.", SERVE),
+    "restart": Verb("restart", "Restart a service and wait until it serves again.", SERVE),
+    "stop": Verb("stop", "Stop a service after the requests in flight.", SERVE),
+    "remove": Verb("remove", "Stop a service and take its unit away.", SERVE),
+    "verify": Verb("verify", "Ask every service the questions of the gate.", LOOK),
+    "status": Verb("status", "Show what runs on the hosts.", LOOK),
+    "logs": Verb("logs", "Print the logs of the services of all hosts.", LOOK),
+    "history": Verb("history", "List the runs of this machine.", LOOK),
+    "validate": Verb("validate", "Check a deployment file. Needs no host.", PREPARE),
+    "lab": Verb("lab", "A fleet without GPUs on this machine, to try everything on.", PREPARE),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists the verbs from VERBS and imports only the one that is called."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {
+            name: TyperCommand(name, help=verb.help, rich_help_panel=verb.panel) for name, verb in VERBS.items()
+        }
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name and command else None, rest
+
+
+def load(name: str) -> Any:
+    """The real command behind a verb."""
+    module = importlib.import_module(f"sglang_ops.commands.{VERBS[name].module}")
+    application = getattr(module, "app", None)
+    if application is None:
+        application = _application()
+        application.command(name)(getattr(module, name))
+    command = typer.main.get_command(application)
+    command.name = name
+    return command
+
+
+def _application(**settings: Any) -> typer.Typer:
+    return typer.Typer(
+        add_completion=bool(settings),
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        **settings,
+    )
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"sglang-ops {__version__}")
+        raise typer.Exit
+
+
+app = _application(cls=LazyGroup)
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Serve large language models with SGLang on a fleet of GPU hosts over SSH.
+
+    The hosts come from any Ansible inventory, the work from one deployment file.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code. The only place where errors are caught and printed."""
+    asked: dict[str, Any] = {"json": False}
+    try:
+        code = typer.main.get_command(app).main(
+            args=list(arguments) or ["--help"], prog_name="sglang-ops", standalone_mode=False, obj=asked
+        )
+    except OpsError as error:
+        return _report(error.message, error.fix, error.exit_code, json_output=asked["json"])
+    except typer.TyperException as error:  # the command line itself
+        context = getattr(error, "ctx", None)
+        fix = f"See {context.command_path if context else 'sglang-ops'} --help"
+        return _report(error.format_message(), fix, ExitCode.REFUSED, json_output=asked["json"])
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    return int(code or 0)
+
+
+def _report(message: str, fix: str | None, code: ExitCode, *, json_output: bool) -> int:
+    if json_output:
+        typer.echo(
+            json.dumps({"ok": False, "exit_code": int(code), "error": {"message": message, "fix": fix}}, indent=2)
+        )
+    else:
+        typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo(message, err=True)
+        if fix:
+            typer.echo(f"Fix: {fix}", err=True)
+    return code
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

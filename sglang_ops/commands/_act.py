@@ -1,0 +1,57 @@
+"""restart, stop and remove: the same course for three verbs that act on services which are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sglang_ops.commands import _common, _deployment, _views
+from sglang_ops.errors import UsageError
+from sglang_ops.result import Deployed
+
+
+def act(
+    verb: str,
+    target: _common.Target,
+    *,
+    service: str | None,
+    config: Path | None,
+    json: bool,
+    variables: Mapping[str, Any] | None = None,
+) -> int:
+    """Play `verb` on one service, named by --service or by the deployment file; show and keep the result."""
+    with _common.run_folder(verb, target) as folder:
+        name = unit(service, config, target)
+        wanted = {"sglang_ops_service": name, **(variables or {})}
+        played = _common.play(verb, target, folder, wanted, quiet=json)
+        result = Deployed.from_run(
+            played.state, run=str(folder.path), seconds=played.seconds, interrupted=played.interrupted
+        )
+        _common.keep(folder, result.as_dict(), hosts=len(result.hosts), seconds=result.seconds)
+        err = _common.stderr()
+        if json:
+            _common.print_json(result.as_dict())
+        elif not result.interrupted:
+            _views.deployed(_common.stdout(), result)
+        if result.interrupted:
+            _views.interrupted(err, played.state, target.command(verb, "--service", name))
+        else:
+            _views.failures(err, played.state.failures, folder, target)
+            if not json:
+                err.print(f"Finished in {result.seconds:.1f} s.")
+        return result.exit_code
+
+
+def unit(service: str | None, config: Path | None, target: _common.Target) -> str:
+    """The unit to act on. Raises UsageError where nothing names one: these verbs never guess."""
+    named = _common.service_unit(service)
+    if named:
+        return named
+    with _deployment.find(config, target.inventory, target.limit, target.extra.deployment) as found:
+        if found is None:
+            raise UsageError(
+                "Which service? There is no deployment file here that would tell.",
+                fix=f"Name it with --service; {target.command('status')} lists them.",
+            )
+        return found.file.deployment.service_name

@@ -1,0 +1,95 @@
+"""Options that several verbs share, with the letters that Ansible's and kubectl's users have in their fingers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sglang_ops.runner import DEFAULT_FORKS
+
+ANSIBLE = "Ansible options"
+OUTPUT = "Output"
+
+
+class Output(StrEnum):
+    """How the result is written to stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def _remember_output(context: typer.Context, value: Output) -> Output:
+    """Lets `cli.main` write an error in the form that was asked for."""
+    if isinstance(context.obj, dict):
+        context.obj["json"] = value is Output.JSON
+    return value
+
+
+Inventory = Annotated[
+    list[str],
+    typer.Option(
+        "--inventory",
+        "-i",
+        envvar="SGLANG_OPS_INVENTORY",
+        help="Inventory file, directory, script or list 'host1,host2'. May be given several times.",
+        rich_help_panel=ANSIBLE,
+    ),
+]
+Limit = Annotated[
+    str | None,
+    typer.Option("--limit", "-l", help="Only the hosts that match this pattern.", rich_help_panel=ANSIBLE),
+]
+Forks = Annotated[int, typer.Option("--forks", "-f", min=1, help="Hosts worked on at a time.", rich_help_panel=ANSIBLE)]
+Check = Annotated[
+    bool,
+    typer.Option("--check", "-C", help="Say what would be done and change nothing.", rich_help_panel=ANSIBLE),
+]
+Diff = Annotated[
+    bool, typer.Option("--diff", "-D", help="Show the differences in files that change.", rich_help_panel=ANSIBLE)
+]
+ExtraVars = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--extra-vars",
+        "-e",
+        metavar="KEY=VALUE",
+        help="Ansible variable, or deployment.KEY=VALUE for a key of the deployment file; also JSON or @FILE.",
+        rich_help_panel=ANSIBLE,
+    ),
+]
+Verbose = Annotated[
+    int,
+    typer.Option("--verbose", "-v", count=True, help="Show Ansible's output; -vvv for more.", rich_help_panel=ANSIBLE),
+]
+AskBecomePass = Annotated[
+    bool,
+    typer.Option("--ask-become-pass", "-K", help="Ask for the sudo password of the hosts.", rich_help_panel=ANSIBLE),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="Deployment file. Default: ./deployment.yaml, then the one beside the inventory, then the variable "
+        "'deployment' in the inventory.",
+        show_default=False,
+    ),
+]
+ServiceName = Annotated[
+    str | None,
+    typer.Option("--service", "-s", metavar="NAME", help="Service to act on, as 'status' names it."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DetailedExitcode = Annotated[
+    bool, typer.Option("--detailed-exitcode", help="With --check: end with 2 when there is something to do.")
+]
+OutputFormat = Annotated[
+    Output,
+    typer.Option(
+        "--output", "-o", callback=_remember_output, help="Form of the result on stdout.", rich_help_panel=OUTPUT
+    ),
+]
+FORKS: Any = DEFAULT_FORKS

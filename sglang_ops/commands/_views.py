@@ -1,0 +1,223 @@
+"""The results as tables and sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sglang_ops.commands._common import Target
+    from sglang_ops.events import Failure, RunState
+    from sglang_ops.result import Deployed, Host, Service, Status, Verified
+    from sglang_ops.runs import RunFolder, RunRecord
+
+ACTIONS = {"none": "unchanged", "start": "started", "restart": "restarted", "stop": "stopped", "remove": "removed"}
+ENDINGS = {
+    0: "done",
+    2: "changes pending",
+    3: "rolled back",
+    4: "needs hands",
+    5: "locked",
+    6: "unreachable",
+    7: "refused",
+    130: "interrupted",
+}
+
+
+def grid(*headers: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def plan(console: Console, result: Deployed) -> None:
+    """What a check run announces, host by host."""
+    if result.steps:
+        table = grid("host", "service", "step", "why", "outage")
+        for host in result.hosts:
+            outages = {service.name: service.outage for service in host.services}
+            only = host.services[0].name if len(host.services) == 1 else ""
+            for step in result.steps:
+                if step.host == host.host:
+                    name = step.subject if step.subject in outages else only
+                    touches = step.step in ("start", "restart", "stop", "remove")
+                    what = step.step if step.subject in ("", name) else f"{step.step} {step.subject}"
+                    table.add_row(step.host, name, what, step.why, outages.get(name, "") if touches else "")
+        console.print(table)
+    for warning in result.warnings:
+        console.print(f"[yellow]Warning:[/] {escape(warning)}")
+
+
+def deployed(console: Console, result: Deployed) -> None:
+    """One line per service: what happened, and where it answers."""
+    table = grid("host", "service", "release", "result", "GPUs", "endpoint")
+    for host in result.hosts:
+        for service in host.services:
+            table.add_row(
+                host.host,
+                service.name,
+                (service.release or "-")[:12],
+                _outcome(host, service),
+                ",".join(map(str, service.gpus)) or "-",
+                service.endpoint or "-",
+            )
+        if not host.services:
+            table.add_row(host.host, "-", "-", _outcome(host, None), "-", "-")
+    if table.row_count:
+        console.print(table)
+
+
+def _outcome(host: Host, service: Service | None) -> Text:
+    if host.failure:
+        rolled_back = ENDINGS[3] if host.failure.exit_code == 3 else "failed"
+        return Text("unreachable" if host.failure.exit_code == 6 else rolled_back, style="red")
+    word = ACTIONS.get(service.action, service.action) if service else ("changed" if host.changed else "unchanged")
+    return Text(word, style="green" if host.changed else "")
+
+
+def failures(console: Console, found: Iterable[Failure], folder: RunFolder, target: Target) -> None:
+    """Where each host stopped, why, the end of the container's log, and what to type next.
+
+    Hosts that stopped for the same reason share one paragraph: on a fleet it is mostly one reason.
+    """
+    alike: dict[tuple[str, str, tuple[str, ...]], list[Failure]] = {}
+    for failure in found:
+        alike.setdefault((failure.step, failure.cause, failure.log), []).append(failure)
+    for (step, cause, log), group in alike.items():
+        names = ", ".join(failure.host for failure in group)
+        console.print(f"\n[bold red]{escape(names)}[/] failed at [bold]{escape(step)}[/]:", soft_wrap=True)
+        for line in cause.splitlines():
+            console.print(f"  {escape(line)}", soft_wrap=True)
+        if log:
+            console.print(f"  The last {len(log)} lines of the container's log:", style="dim")
+            for line in log:
+                console.print(f"    {escape(line)}", soft_wrap=True, style="dim")
+        if group[0].exit_code == 7:
+            console.print("  Nothing was touched there.")
+    if alike:
+        console.print(f"\nFull log: {folder.log}", soft_wrap=True)
+        following([command for group in alike.values() if (command := _next_after(group[0], target))], console)
+
+
+def _next_after(failure: Failure, target: Target) -> str | None:
+    if failure.exit_code == 7:
+        return None  # the cause says what to change
+    if failure.exit_code == 6:
+        return target.command("status", "--limit", failure.host)
+    return target.command("logs", "--limit", failure.host, "-n", "200")
+
+
+def following(commands: Sequence[str], console: Console) -> None:
+    """The commands to type next."""
+    for number, command in enumerate(dict.fromkeys(commands)):
+        console.print(f"{'Next: ' if number == 0 else '      '}{escape(command)}", soft_wrap=True)
+
+
+def interrupted(console: Console, state: RunState, again: str) -> None:
+    """Where things stand after Ctrl-C."""
+    console.print("\n[bold]Interrupted.[/] Nothing of this run keeps working on the hosts; services stay as they are.")
+    for host in state.hosts.values():
+        detail = f" ({host.detail})" if host.detail else ""
+        changes = f"{host.changed} change{'s' if host.changed != 1 else ''} made"
+        console.print(f"  {escape(host.name)}: at {escape(host.step or 'connecting')}{escape(detail)}, {changes}")
+    following([again], console)
+
+
+def verified(console: Console, result: Verified) -> None:
+    table = grid("host", "service", "check", "", "what was seen")
+    for check in result.checks:
+        mark = Text("ok", style="green") if check.ok else Text("failed", style="bold red")
+        table.add_row(check.host, check.service or "-", check.name, mark, check.detail)
+    if table.row_count:
+        console.print(table)
+
+
+def status(result: Status) -> Table:
+    table = grid(
+        "host",
+        "service",
+        "state",
+        "release",
+        "image",
+        "uptime",
+        "restarts",
+        "run/queued",
+        "tokens/s",
+        "GPU memory",
+        "endpoint",
+    )
+    for service in result.services:
+        table.add_row(
+            str(service["host"]),
+            str(service["name"]),
+            _state(service),
+            str(service.get("release") or "-")[:12],
+            str(service.get("image_digest") or "-").removeprefix("sha256:")[:12],
+            _duration(service.get("uptime_seconds")),
+            _number(service.get("restarts")),
+            f"{_number(service.get('running'))}/{_number(service.get('queued'))}",
+            _number(service.get("tokens_per_second")),
+            _memory(service),
+            str(service.get("endpoint") or "-"),
+        )
+    for failure in result.failures:
+        label = "unreachable" if failure.exit_code == 6 else "failed"
+        table.add_row(failure.host, "-", Text(label, style="bold red"), Text(failure.cause.splitlines()[0]))
+    return table
+
+
+def _state(service: Any) -> Text:
+    if service.get("healthy"):
+        return Text("healthy", style="green")
+    state = str(service.get("state") or "unknown")
+    return Text("not healthy" if state == "active" else state, style="bold red" if state == "failed" else "yellow")
+
+
+def _memory(service: Any) -> str:
+    rows = service.get("gpu_memory") or []
+    if rows:
+        return " ".join(f"{row['gpu']}:{row['used_mib'] / 1024:.0f}/{row['total_mib'] / 1024:.0f}G" for row in rows)
+    return ",".join(map(str, service.get("gpus") or ())) or "-"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if isinstance(value, float) and value >= 10 else f"{value:g}"
+
+
+def _duration(seconds: Any) -> str:
+    """Two units are enough: 3d4h, 2h5m, 4m10s."""
+    if seconds is None:
+        return "-"
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count}{unit}")
+    return "".join(parts[:2])
+
+
+def history(records: Iterable[RunRecord]) -> Table:
+    table = grid("when", "verb", "who", "inventory", "hosts", "result", "duration", "run")
+    for record in records:
+        ending = "running or killed" if record.exit_code is None else ENDINGS.get(record.exit_code, "failed")
+        table.add_row(
+            record.started[:19].replace("T", " "),
+            record.verb,
+            record.who,
+            " ".join(record.inventory),
+            _number(record.hosts),
+            Text(ending, style="" if record.exit_code == 0 else "yellow" if record.exit_code is None else "red"),
+            f"{record.seconds:.1f} s" if record.seconds is not None else "-",
+            record.run,
+        )
+    return table

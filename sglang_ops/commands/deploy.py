@@ -1,0 +1,116 @@
+"""sglang-ops deploy"""
+
+from __future__ import annotations
+
+from sglang_ops.commands import _common, _deployment, _options, _views
+from sglang_ops.commands._options import FORKS, Output
+from sglang_ops.errors import ExitCode
+from sglang_ops.result import Deployed
+from sglang_ops.runs import RunFolder
+
+
+def deploy(
+    inventory: _options.Inventory,
+    config: _options.Config = None,
+    yes: _options.Yes = False,
+    detailed_exitcode: _options.DetailedExitcode = False,
+    limit: _options.Limit = None,
+    forks: _options.Forks = FORKS,
+    check: _options.Check = False,
+    diff: _options.Diff = False,
+    extra_vars: _options.ExtraVars = None,
+    verbose: _options.Verbose = 0,
+    ask_become_pass: _options.AskBecomePass = False,
+    output: _options.OutputFormat = Output.TABLE,
+) -> int:
+    """Bring a deployment onto the hosts and wait until it serves.
+
+    Installs the container engine where it is missing, pulls the image and the model before anything stops, writes
+    one systemd unit per server, starts it, and asks it for a completion. A second run changes nothing. On a
+    terminal it shows what it would do and asks first; --yes skips that.
+    """
+    target = _common.Target.of(
+        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+    )
+    json = output is Output.JSON
+    with (
+        _deployment.find(config, inventory, limit, target.extra.deployment) as found,
+        _common.run_folder("deploy", target) as folder,
+    ):
+        source = _deployment.require(found)
+        folder.hide(_deployment.secrets(source.file))
+        folder.write_yaml("config.yaml", _deployment.redacted(source.file))
+        work = _Work(target, folder, source, json=json, diff=diff)
+        if check:
+            return work.show(work.run(check=True), detailed_exitcode=detailed_exitcode)
+        if not (yes or json) and _common.interactive():
+            announced = work.run(check=True)
+            if not announced.ok or not announced.pending:
+                return work.show(announced)
+            _views.plan(_common.stderr(), announced)
+            if not _common.confirm("Go on?"):
+                _common.stderr().print("Nothing was changed.")
+                return work.keep(announced, ExitCode.ERROR)
+        return work.show(work.run(check=False))
+
+
+class _Work:
+    """One deploy, in check mode or for real, and what is said about it."""
+
+    def __init__(
+        self, target: _common.Target, folder: RunFolder, source: _deployment.Source, *, json: bool, diff: bool
+    ) -> None:
+        self.target, self.folder, self.source = target, folder, source
+        self.json, self.diff = json, diff
+
+    def run(self, *, check: bool) -> Deployed:
+        variables = {"sglang_ops_deployment_file": str(self.source.path)}
+        self.played = _common.play(
+            "deploy", self.target, self.folder, variables, quiet=self.json, check=check, diff=self.diff
+        )
+        return Deployed.from_run(
+            self.played.state,
+            run=str(self.folder.path),
+            seconds=self.played.seconds,
+            check=check,
+            interrupted=self.played.interrupted,
+        )
+
+    def keep(self, result: Deployed, code: ExitCode) -> int:
+        data = {**result.as_dict(), "exit_code": int(code)}
+        _common.keep(self.folder, data, hosts=len(result.hosts), seconds=result.seconds)
+        return code
+
+    def show(self, result: Deployed, *, detailed_exitcode: bool = False) -> int:
+        code = result.exit_code
+        if detailed_exitcode and result.ok and result.pending:
+            code = ExitCode.PENDING
+        self.keep(result, code)
+        if self.json:
+            _common.print_json({**result.as_dict(), "exit_code": int(code)})
+        if result.interrupted:
+            _views.interrupted(_common.stderr(), self.played.state, self.target.command("deploy"))
+        elif not self.json:
+            self._tell(result)
+        elif not result.ok:
+            _views.failures(_common.stderr(), self.played.state.failures, self.folder, self.target)
+        return code
+
+    def _tell(self, result: Deployed) -> None:
+        out, err = _common.stdout(), _common.stderr()
+        for host, text in self.played.state.diffs:
+            out.print(f"--- {host}\n{text}", markup=False, soft_wrap=True)
+        if result.check:
+            _views.plan(out, result)
+            if result.ok and not result.pending:
+                out.print(f"Nothing to do: {len(result.hosts)} hosts are as {self.source.origin} says.")
+            elif result.ok:
+                _views.following([self.target.command("deploy")], err)
+        else:
+            _views.deployed(out, result)
+        _views.failures(err, self.played.state.failures, self.folder, self.target)
+        err.print(f"Finished in {result.seconds:.1f} s.")
+        if result.ok and not result.check:
+            endpoint = next((item.endpoint for host in result.hosts for item in host.services if item.endpoint), None)
+            ask = [f"curl {endpoint}/models"] if endpoint else []
+            _views.following([self.target.command("status"), *ask], err)

@@ -1,0 +1,39 @@
+"""sglang-ops remove"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sglang_ops.commands import _act, _common, _options
+from sglang_ops.commands._options import FORKS, Output
+from sglang_ops.errors import ExitCode, UsageError
+
+Purge = Annotated[bool, typer.Option("--purge", help="Also delete what only this service used: image, records.")]
+
+
+def remove(
+    inventory: _options.Inventory,
+    service: _options.ServiceName = None,
+    config: _options.Config = None,
+    purge: Purge = False,
+    yes: _options.Yes = False,
+    limit: _options.Limit = None,
+    forks: _options.Forks = FORKS,
+    verbose: _options.Verbose = 0,
+    ask_become_pass: _options.AskBecomePass = False,
+    output: _options.OutputFormat = Output.TABLE,
+) -> int:
+    """Stop a service and take its unit away; models stay in the cache. Asks first."""
+    target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
+    name = _act.unit(service, config, target)
+    if not yes:
+        if not _common.interactive():
+            raise UsageError(f"remove would take {name} away and there is no terminal to ask on.", fix="Add --yes.")
+        also = " and delete its image and records" if purge else ""
+        if not _common.confirm(f"Remove {name}{also} from the hosts of {' '.join(inventory)}?"):
+            _common.stderr().print("Nothing was changed.")
+            return ExitCode.ERROR
+    variables = {"sglang_ops_purge": purge}
+    return _act.act("remove", target, service=name, config=None, json=output is Output.JSON, variables=variables)

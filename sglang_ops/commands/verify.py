@@ -1,0 +1,37 @@
+"""sglang-ops verify"""
+
+from __future__ import annotations
+
+from sglang_ops.commands import _common, _options, _views
+from sglang_ops.commands._options import FORKS, Output
+from sglang_ops.errors import ExitCode
+from sglang_ops.result import Verified
+
+
+def verify(
+    inventory: _options.Inventory,
+    service: _options.ServiceName = None,
+    limit: _options.Limit = None,
+    forks: _options.Forks = FORKS,
+    verbose: _options.Verbose = 0,
+    ask_become_pass: _options.AskBecomePass = False,
+    output: _options.OutputFormat = Output.TABLE,
+) -> int:
+    """Ask every service the questions of the gate: unit, port, readiness, model, a real completion."""
+    target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
+    json = output is Output.JSON
+    with _common.run_folder("verify", target) as folder:
+        variables = {"sglang_ops_service": _common.service_unit(service)}
+        played = _common.play("verify", target, folder, variables, quiet=json)
+        result = Verified.from_run(played.state)
+        code = ExitCode.INTERRUPTED if played.interrupted else result.exit_code
+        _common.keep(
+            folder, {**result.as_dict(), "exit_code": code}, hosts=len(played.state.hosts), seconds=played.seconds
+        )
+        if json:
+            _common.print_json(result.as_dict())
+        else:
+            _views.verified(_common.stdout(), result)
+            _views.failures(_common.stderr(), result.failures, folder, target)
+            _common.stderr().print(f"Finished in {played.seconds:.1f} s.")
+        return code

@@ -1,0 +1,21 @@
+"""What must happen on a host: a pure function of the deployment file and what is there.
+
+Imports neither Ansible nor the command line, so that the dry run, the deployment and the tests share it.
+"""
+
+from sglang_ops.planning.facts import HostFacts
+from sglang_ops.planning.plan import HostPlan, ServicePlan, Step, plan
+from sglang_ops.planning.questions import questions
+from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
+
+__all__ = [
+    "HostFacts",
+    "HostPlan",
+    "ResolvedImage",
+    "Secrets",
+    "ServicePlan",
+    "Settings",
+    "Step",
+    "plan",
+    "questions",
+]

@@ -1,0 +1,75 @@
+"""What a host must offer before anything is touched. Each check returns every problem it finds."""
+
+from __future__ import annotations
+
+from sglang_ops.planning.command import ModelSource, hf_home
+from sglang_ops.planning.facts import HostFacts
+from sglang_ops.planning.problems import Problem
+from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
+from sglang_ops.spec import Deployment
+
+# A pulled image needs its compressed layers and their extracted files at the same time.
+UNPACKED_PER_PULLED = 2.5
+
+
+def check_secrets(secrets: Secrets, facts: HostFacts) -> list[Problem]:
+    """Every reference leads somewhere."""
+    unset = "env_vars refers to host:{0}, but {0} is not set where sglang-ops runs. Export it."
+    absent = "env_vars refers to runtime:{0}, but /etc/sglang-ops/runtime.env on {1} does not set it. Add {0}=…"
+    problems = [Problem("environment", unset.format(name)) for name in secrets.missing]
+    lacking = [name for name, mark in facts.runtime.items() if mark is None]
+    return problems + [Problem("environment", absent.format(name, facts.host)) for name in lacking]
+
+
+def check_port(deployment: Deployment, facts: HostFacts) -> list[Problem]:
+    """The port is free, or held by this very service."""
+    own = facts.service(deployment.service_name)
+    port = deployment.port
+    for other in facts.services:
+        if other.name != deployment.service_name and other.port == port:
+            message = f"port {port} on {facts.host} belongs to {other.name}. Set deployment.port to a free one."
+            return [Problem("port", message)]
+    if own and own.port == port and own.state in {"active", "activating", "deactivating", "reloading"}:
+        return []
+    for listener in facts.listeners:
+        if listener.port == port:
+            who = f"{listener.process} (pid {listener.pid})" if listener.pid else "another process"
+            message = f"port {port} on {facts.host} is taken by {who}. Stop it, or set deployment.port to a free one."
+            return [Problem("port", message)]
+    return []
+
+
+def check_engine(facts: HostFacts) -> list[Problem]:
+    """The container engine is usable, or can be made so without stopping what runs."""
+    return [Problem("engine", f"{facts.host}: {facts.engine.refusal}")] if facts.engine.refusal else []
+
+
+def check_model(source: ModelSource, facts: HostFacts) -> list[Problem]:
+    """A cached model that must be fetched again has a known size."""
+    if source.repo and facts.model and not facts.model.cached and not facts.model.bytes:
+        return [Problem("model", f"model {source.repo} has no files at this revision. Check the revision.")]
+    return []
+
+
+def check_disks(
+    deployment: Deployment, facts: HostFacts, settings: Settings, image: ResolvedImage, *, fetch: bool
+) -> list[Problem]:
+    """Image and model fit, counted together where they share a file system. Sizes in bytes."""
+    wanted: dict[int, list[tuple[str, int]]] = {}
+    missing_image = not facts.images.get(image.digest_ref)
+    needs = [(facts.engine.data_root, f"image {image.ref}", int(image.size_bytes * UNPACKED_PER_PULLED), missing_image)]
+    model_bytes = facts.model.bytes if facts.model else 0
+    needs.append((hf_home(deployment, settings), f"model {deployment.hf_model_handle}", model_bytes, fetch))
+    for path, what, size, applies in needs:
+        disk = facts.disk(path)
+        if applies and disk:
+            wanted.setdefault(disk.device, []).append((what, size))
+    problems = []
+    for disk in {disk.device: disk for disk in facts.disks}.values():
+        need = sum(size for _, size in wanted.get(disk.device, []))
+        if need > disk.free_bytes:
+            what = " and ".join(f"{name} ({size / 1e9:.1f} GB)" for name, size in wanted[disk.device])
+            free = f"{facts.host} has {disk.free_bytes / 1e9:.1f} GB free at {disk.path}"
+            message = f"{free}, {what} need {need / 1e9:.1f} GB."
+            problems.append(Problem("disk", f"{message} Free space, or set HF_HOME in env_vars to a larger disk."))
+    return problems

@@ -1,0 +1,160 @@
+"""The command inside the container and the container around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sglang_ops.planning.settings import ResolvedImage, Settings
+from sglang_ops.planning.systemd import command, quote
+from sglang_ops.spec import Deployment
+
+# Where the launcher mounts a local checkpoint.
+CHECKPOINT = "/checkpoint"
+SECRETS_IN_CONTAINER = "/run/sglang-ops/secrets.env"
+# Never handed to the server: host GPU numbers mean nothing inside, where the devices are renumbered.
+_NOT_PASSED = {"CUDA_VISIBLE_DEVICES"}
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A bind mount; `source` is the host's path."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+    def flag(self) -> str:
+        fields = ["type=bind", f"source={self.source}", f"target={self.target}"]
+        fields += ["readonly"] if self.read_only else []
+        # --mount takes one CSV record: a field with a comma or a quote is quoted, quotes are doubled.
+        quoted = [f'"{field.replace(chr(34), chr(34) * 2)}"' if set(field) & set(',"') else field for field in fields]
+        return ",".join(quoted)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the weights come from: a hub repository at a commit, or a directory on the host."""
+
+    repo: str | None = None
+    commit: str | None = None
+    directory: str | None = None
+
+    def arguments(self) -> tuple[str, ...]:
+        if self.repo is None:
+            return ("--model-path", CHECKPOINT)
+        revision = ("--revision", self.commit) if self.commit else ()
+        return ("--model-path", self.repo, *revision)
+
+
+def server_argv(deployment: Deployment, source: ModelSource) -> tuple[str, ...]:
+    """SGLang's command line: what the launcher renders, plus the revision and minus defaults."""
+    extra = deployment.extra_args
+    host = () if option(extra, "--host") else ("--host", "0.0.0.0")  # noqa: S104 (clients are remote)
+    pipeline = deployment.pipeline_parallel_size
+    model = source.arguments()
+    if option(extra, "--revision"):
+        model = model[:2]
+    return (
+        *("python3", "-m", "sglang.launch_server"),
+        *model,
+        *host,
+        *("--port", str(deployment.port)),
+        *("--served-model-name", deployment.served_model_name),
+        *("--tp-size", str(deployment.tensor_parallel_size)),
+        *("--dp-size", str(deployment.data_parallel_size)),
+        *(("--pp-size", str(pipeline)) if pipeline > 1 else ()),
+        *extra,
+    )
+
+
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """Value of the last `name VALUE` or `name=VALUE` among `arguments`."""
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            found = argument.partition("=")[2]
+        elif argument == name and position + 1 < len(arguments):
+            found = arguments[position + 1]
+    return found
+
+
+def container_environment(
+    deployment: Deployment, settings: Settings, source: ModelSource, secret: Sequence[str]
+) -> dict[str, str]:
+    """Variables that may stand in the unit; secrets go by file, GPU numbers not at all."""
+    environment = {"HF_HOME": hf_home(deployment, settings)}
+    if source.repo:
+        # The weights are in place before the start, so the server needs no network and no token.
+        environment["HF_HUB_OFFLINE"] = "1"
+    for name, value in deployment.env_vars.items():
+        if name not in _NOT_PASSED and name not in secret and value.kind == "literal":
+            environment[name] = value.value
+    return environment
+
+
+def hf_home(deployment: Deployment, settings: Settings) -> str:
+    """The Hugging Face cache: the same path on the host and in the container."""
+    named = deployment.env_vars.get("HF_HOME")
+    return named.value if named and named.kind == "literal" else settings.hf_home
+
+
+def mounts(deployment: Deployment, settings: Settings, source: ModelSource) -> tuple[Mount, ...]:
+    home = hf_home(deployment, settings)
+    checkpoint = (Mount(source.directory, CHECKPOINT, read_only=True),) if source.directory else ()
+    return (Mount(home, home), *checkpoint)
+
+
+def exec_start(
+    *,
+    engine: str,
+    engine_path: str,
+    image: ResolvedImage,
+    devices: Sequence[str],
+    environment: dict[str, str],
+    bind: Sequence[Mount],
+    argv: Sequence[str],
+    secrets_file: str | None,
+    settings: Settings,
+) -> str:
+    """The Exec line that runs the container in the foreground, one flag a line."""
+    binds = list(bind)
+    if secrets_file:
+        binds.append(Mount(secrets_file, SECRETS_IN_CONTAINER, read_only=True))
+        argv = ("sh", "-c", f'. {SECRETS_IN_CONTAINER} && exec "$@"', "sh", *argv)
+    # systemd already restarts; conmon would only log a second time what the journal has.
+    log_driver = "none" if engine == "docker" else "passthrough"
+    flags: list[tuple[str, ...]] = [
+        ("--network", "host"),
+        ("--ipc", "host"),
+        ("--log-driver", log_driver),
+        *[("--ulimit", limit) for limit in settings.ulimits],
+        *_pairs(devices),
+        *[("--env", f"{name}={value}") for name, value in sorted(environment.items())],
+        *[("--mount", mount.flag()) for mount in binds],
+        *[(argument,) for argument in settings.container_args],
+        ("--entrypoint", argv[0]),
+    ]
+    return command(
+        [
+            (engine_path, "run", "--rm", "--name", "%N", "--init", "--pull", "never"),
+            *[[quote(word) for word in flag] for flag in flags],
+            (image.digest_ref,),
+            *[[quote(word) for word in group] for group in _arguments(argv[1:])],
+        ]
+    )
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + 2]) for start in range(0, len(words), 2)]
+
+
+def _arguments(argv: Sequence[str]) -> list[list[str]]:
+    """Group an option with the values that follow it."""
+    groups: list[list[str]] = []
+    for word in argv:
+        if groups and not word.startswith("--"):
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    return groups

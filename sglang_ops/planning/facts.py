@@ -1,0 +1,118 @@
+"""What one host is and runs, as the module `sglang_facts` reports it (read-only, one execution)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Fact(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Gpu(_Fact):
+    """One GPU as `nvidia-smi` names it; memory in MiB."""
+
+    index: int
+    uuid: str = ""
+    name: str = ""
+    memory_total_mib: int = 0
+    memory_used_mib: int = 0
+    driver: str = ""
+
+
+class CdiSpec(_Fact):
+    """One CDI specification file of kind nvidia.com/gpu, as text (JSON or YAML)."""
+
+    path: str
+    text: str
+
+
+class Engine(_Fact):
+    """The container engine asked for: what must be done before it is usable, or why that cannot be done."""
+
+    name: str = "docker"
+    path: str = ""
+    version: str | None = None
+    running: bool = False
+    data_root: str = "/var/lib/docker"
+    pending: tuple[str, ...] = ()
+    refusal: str = ""
+
+
+class Model(_Fact):
+    """A hub model in the host's cache, or what the hub said of it when it is not there. Sizes in bytes."""
+
+    repo: str
+    commit: str | None = None
+    cached: bool = False
+    bytes: int = 0
+    error: str | None = None
+
+
+class Listener(_Fact):
+    """Who listens on a port that we want."""
+
+    port: int
+    pid: int | None = None
+    process: str = ""
+
+
+class Disk(_Fact):
+    """Free space below a path; `device` tells which paths share a file system."""
+
+    path: str
+    free_bytes: int
+    device: int
+
+
+class Probe(_Fact):
+    """What a deployed service answered to the gate's questions, asked once without waiting."""
+
+    ok: bool = False
+    layers: tuple[dict[str, Any], ...] = ()
+
+
+class Service(_Fact):
+    """A service that this tool deployed: its release record, the unit file found, its state."""
+
+    name: str
+    release: str | None = None
+    stable: str | None = None
+    record: dict[str, Any] = {}
+    unit: str | None = None
+    state: str = "inactive"
+    probe: Probe = Probe()
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        return tuple(self.record.get("gpus", ()))
+
+    @property
+    def port(self) -> int | None:
+        return self.record.get("port")
+
+
+class HostFacts(_Fact):
+    """Everything planning needs to know of one host."""
+
+    host: str
+    address: str
+    gpus: tuple[Gpu, ...] = ()
+    gpu_error: str | None = None
+    cdi: tuple[CdiSpec, ...] = ()
+    engine: Engine = Engine()
+    images: dict[str, bool] = {}
+    model: Model | None = None
+    checkpoint: bool = False
+    listeners: tuple[Listener, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    services: tuple[Service, ...] = ()
+    runtime: dict[str, str | None] = {}
+
+    def service(self, name: str) -> Service | None:
+        return next((service for service in self.services if service.name == name), None)
+
+    def disk(self, path: str) -> Disk | None:
+        return next((disk for disk in self.disks if disk.path == path), None)

@@ -1,0 +1,48 @@
+"""A release: the fully resolved content of a service, named by a short hash of that content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def release_id(content: Mapping[str, Any]) -> str:
+    """12 hex digits; the same content is the same release on every host."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What changed between two releases, in one line: `image 1a2b… → 3c4d…, argument --x added`."""
+    said: list[str] = []
+    for key in sorted(new.keys() | old.keys()):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if key == "argv":
+            said += _argument_changes(before or (), after or ())
+        elif isinstance(before, dict | None) and isinstance(after, dict):
+            changed = sorted(name for name in after.keys() | (before or {}).keys()
+                             if (before or {}).get(name) != after.get(name))
+            said.append(f"{key} {', '.join(changed)} changed")
+        else:
+            said.append(f"{key} {_short(before)} → {_short(after)}")
+    return ", ".join(said) or "content changed"
+
+
+def _argument_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
+    removed = [word for word in before if word not in after]
+    added = [word for word in after if word not in before]
+    changes = [f"arguments {' '.join(removed)} removed"] if removed else []
+    changes += [f"arguments {' '.join(added)} added"] if added else []
+    return changes or ["arguments reordered"]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    if "@sha256:" in text:
+        name, _, digest = text.partition("@sha256:")
+        return f"{name.rpartition('/')[2]}@{digest[:12]}"
+    return text if len(text) <= 40 else f"{text[:37]}…"

@@ -1,0 +1,52 @@
+"""Rows of `status` from a host's facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def status(facts: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a service: what is deployed, whether it serves, how busy it is. Memory in MiB, times in seconds."""
+    return [_row(service, facts) for service in facts["services"] if not names or service["name"] in names]
+
+
+def _row(service: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    record = service.get("record") or {}
+    gpus = record.get("gpus", [])
+    memory = [
+        {"gpu": gpu["index"], "used_mib": gpu["memory_used_mib"], "total_mib": gpu["memory_total_mib"]}
+        for gpu in facts.get("gpus", ())
+        if gpu["index"] in gpus
+    ]
+    probe = service.get("probe") or {"ok": False, "layers": []}
+    return {
+        "name": service["name"],
+        "release": service.get("release"),
+        "stable": service.get("stable") == service.get("release"),
+        "endpoint": record.get("endpoint"),
+        "healthy": bool(probe["ok"]),
+        "state": service.get("state", "inactive"),
+        "image": record.get("image"),
+        "image_digest": record.get("image_digest"),
+        "gpus": gpus,
+        "uptime_seconds": service.get("uptime_seconds"),
+        "restarts": service.get("restarts", 0),
+        "running": service.get("running"),
+        "queued": service.get("queued"),
+        "tokens_per_second": service.get("tokens_per_second"),
+        "gpu_memory": memory,
+        "detail": _detail(service, probe),
+    }
+
+
+def _detail(service: Mapping[str, Any], probe: Mapping[str, Any]) -> str:
+    """Why the service does not serve, "" when it does."""
+    if service.get("unit") is None:
+        return "the unit file is gone; deploy again"
+    failing = [layer for layer in probe["layers"] if not layer["ok"]]
+    if failing:
+        return f"{failing[0]['name']}: {failing[0]['detail']}"
+    if service.get("state") == "failed":
+        return "crash loop: the unit gave up after five starts; see `sglang-ops logs`"
+    return "" if probe["ok"] else f"the unit is {service.get('state')}"

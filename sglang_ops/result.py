@@ -1,0 +1,238 @@
+"""What a command found out or did, as plain data: the tables and `--output json` are two views of the same.
+
+Each ``from_run`` is a pure function of the events of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sglang_ops.errors import ExitCode
+from sglang_ops.events import Failure, HostState, RunState
+
+
+@dataclass(frozen=True)
+class Service:
+    """One SGLang server on one host. `healthy` is None where nothing looked (check mode)."""
+
+    name: str
+    release: str | None = None
+    endpoint: str | None = None
+    healthy: bool | None = None
+    image_digest: str | None = None
+    gpus: tuple[int, ...] = ()
+    action: str = "none"
+    outage: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One unit of work that check mode announces."""
+
+    host: str
+    step: str
+    subject: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a run did on one host."""
+
+    host: str
+    changed: int
+    module_executions: int
+    seconds: float
+    services: tuple[Service, ...] = ()
+    failure: Failure | None = None
+
+    @classmethod
+    def from_state(cls, state: HostState) -> Host:
+        services = tuple(_services(state))
+        return cls(state.name, state.changed, state.executions, round(state.seconds, 2), services, state.failure)
+
+    def as_dict(self) -> dict[str, Any]:
+        data = asdict(self)
+        failure = data.pop("failure")
+        if failure:
+            data["failure"] = {key: failure[key] for key in ("step", "cause", "log")}
+        return data
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The result of deploy, restart, stop and remove."""
+
+    hosts: tuple[Host, ...]
+    steps: tuple[PlannedStep, ...]
+    warnings: tuple[str, ...]
+    exit_code: ExitCode
+    run: str
+    seconds: float
+    check: bool = False
+    interrupted: bool = False
+
+    @classmethod
+    def from_run(
+        cls, state: RunState, *, run: str, seconds: float, check: bool = False, interrupted: bool = False
+    ) -> Deployed:
+        hosts = tuple(Host.from_state(host) for host in state.hosts.values())
+        return cls(
+            hosts=hosts,
+            steps=tuple(step for host in state.hosts.values() for step in _steps(host)),
+            warnings=tuple(dict.fromkeys(text for host in state.hosts.values() for text in _warnings(host))),
+            exit_code=ExitCode.INTERRUPTED if interrupted else state.exit_code(),
+            run=run,
+            seconds=round(seconds, 2),
+            check=check,
+            interrupted=interrupted,
+        )
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code is ExitCode.DONE
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything was changed, or in check mode would be."""
+        return any(host.changed for host in self.hosts) or bool(self.steps)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "exit_code": int(self.exit_code),
+            "check": self.check,
+            "hosts": [host.as_dict() for host in self.hosts],
+            "steps": [asdict(step) for step in self.steps],
+            "warnings": list(self.warnings),
+            "seconds": self.seconds,
+            "run": self.run,
+        }
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question of the gate and its answer."""
+
+    host: str
+    service: str
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The result of verify: every layer of the gate, for every service."""
+
+    checks: tuple[Check, ...]
+    exit_code: ExitCode
+    failures: tuple[Failure, ...] = ()
+
+    @classmethod
+    def from_run(cls, state: RunState) -> Verified:
+        checks: list[Check] = []
+        for host in state.hosts.values():
+            for service in host.result("gate").get("services") or []:
+                checks += [
+                    Check(host.name, service["name"], layer["name"], bool(layer["ok"]), str(layer.get("detail", "")))
+                    for layer in service.get("layers") or []
+                ]
+        for failure in state.failures:
+            if all(check.ok for check in checks if check.host == failure.host):
+                checks.append(Check(failure.host, "", failure.step, ok=False, detail=failure.cause))
+        code = state.exit_code()
+        if code is ExitCode.DONE and not all(check.ok for check in checks):
+            code = ExitCode.ERROR
+        return cls(tuple(checks), code, tuple(state.failures))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "ok": self.exit_code is ExitCode.DONE,
+            "exit_code": int(self.exit_code),
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+
+@dataclass(frozen=True)
+class Status:
+    """The result of status: what the hosts said, host by host, and who did not answer."""
+
+    services: tuple[Mapping[str, Any], ...]
+    unmanaged: tuple[Mapping[str, Any], ...]
+    exit_code: ExitCode
+    failures: tuple[Failure, ...] = field(default=())
+
+    @classmethod
+    def from_run(cls, state: RunState) -> Status:
+        def tagged(key: str) -> tuple[Mapping[str, Any], ...]:
+            return tuple(
+                {"host": host.name, **(item if isinstance(item, Mapping) else {"name": item})}
+                for host in state.hosts.values()
+                for item in host.result("status").get(key) or []
+            )
+
+        return cls(tagged("services"), tagged("unmanaged"), state.exit_code(), tuple(state.failures))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "ok": self.exit_code is ExitCode.DONE,
+            "exit_code": int(self.exit_code),
+            "services": list(self.services),
+            "unmanaged": list(self.unmanaged),
+            "failures": [asdict(failure) | {"exit_code": int(failure.exit_code)} for failure in self.failures],
+        }
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of a service's log; `time` is ISO 8601 with its offset."""
+
+    host: str
+    service: str
+    time: str
+    text: str
+
+
+def log_lines(state: RunState) -> tuple[LogLine, ...]:
+    """The lines of every host, in the order in which they were written."""
+    found = [
+        LogLine(host.name, str(line["service"]), str(line["time"]), str(line["text"]))
+        for host in state.hosts.values()
+        for line in host.result("logs").get("lines") or []
+    ]
+    return tuple(sorted(found, key=lambda line: line.time))
+
+
+def _services(host: HostState) -> Iterator[Service]:
+    """What is planned, overlaid with what was done and with what the gate saw."""
+    merged: dict[str, dict[str, Any]] = {}
+    planned = (host.result("plan").get("plan") or {}).get("services") or []
+    for service in [*planned, *(host.result("service").get("services") or [])]:
+        merged.setdefault(service["name"], {}).update(service)
+    for service in host.result("gate").get("services") or []:
+        entry = merged.setdefault(service["name"], {})
+        entry["healthy"] = bool(service["ok"] or service.get("rolled_back_to"))
+        entry["release"] = service.get("rolled_back_to") or service.get("release") or entry.get("release")
+    for name, entry in merged.items():
+        yield Service(
+            name=name,
+            release=entry.get("release"),
+            endpoint=entry.get("endpoint"),
+            healthy=entry.get("healthy"),
+            image_digest=entry.get("image_digest"),
+            gpus=tuple(entry.get("gpus") or ()),
+            action=str(entry.get("action", "none")),
+            outage=str(entry.get("outage") or ""),
+        )
+
+
+def _steps(host: HostState) -> Iterator[PlannedStep]:
+    for step in (host.result("plan").get("plan") or {}).get("steps") or []:
+        yield PlannedStep(host.name, str(step["step"]), str(step.get("subject", "")), str(step.get("why", "")))
+
+
+def _warnings(host: HostState) -> Iterator[str]:
+    yield from (host.result("plan").get("plan") or {}).get("warnings") or []

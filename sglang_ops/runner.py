@@ -1,0 +1,274 @@
+"""Runs one playbook through ansible-runner; nothing else imports that library.
+
+What this module keeps from its callers, because ansible-runner would surprise them:
+
+* a relative or string inventory is taken for a host of that name, and the run "succeeds": paths go in as a list
+  of absolute ones (commands check before that they exist);
+* files of an earlier run win over arguments: every run has its own private directory, removed at the end;
+* the whole environment is written into that directory: the file goes as soon as Ansible has started;
+* extra variables would show in ``ps``: they travel in a 0600 file;
+* host key checking would be switched off;
+* its own Ctrl-C kills ansible-playbook but not the workers, which call ``setsid``: see `_Interrupt`;
+* its return code is 0 where no host matched: `sglang_ops.events` judges by what the hosts reported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import stat
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sglang_ops import content
+from sglang_ops.errors import OpsError
+
+Event = dict[str, Any]
+
+DEFAULT_FORKS = 25
+CONTROL_PATH_LIMIT = 60  # of 104 bytes that a socket path may have; ssh adds a hash and 17 bytes of its own
+PATHS = {
+    "ANSIBLE_ROLES_PATH": "roles",
+    "ANSIBLE_LIBRARY": "plugins/modules",
+    "ANSIBLE_MODULE_UTILS": "plugins/module_utils",
+    "ANSIBLE_ACTION_PLUGINS": "plugins/action",
+    "ANSIBLE_FILTER_PLUGINS": "plugins/filter",
+}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How ansible-playbook ended; what it did is in the events."""
+
+    rc: int
+    interrupted: bool
+    seconds: float
+
+
+def run(
+    playbook: Path,
+    inventory: Sequence[str],
+    *,
+    on_event: Callable[[Event], None],
+    limit: str | None = None,
+    forks: int = DEFAULT_FORKS,
+    check: bool = False,
+    diff: bool = False,
+    tags: str | None = None,
+    extravars: Mapping[str, Any] | None = None,
+    extravars_files: Sequence[Path] = (),
+    verbosity: int = 0,
+    become_password: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> RunResult:
+    """Run `playbook` against `inventory` in the foreground, calling `on_event` for each event in order.
+
+    The working directory stays the caller's, so that relative key and vault paths in an inventory mean what they
+    mean to ``ansible-playbook``. The first Ctrl-C lets Ansible end by itself, the second kills it. An exception
+    raised by `on_event` ends the run and is raised again here.
+    """
+    import ansible_runner  # noqa: PLC0415 - 0.2 s that --help and validate need not pay
+
+    started = time.monotonic()
+    interrupt = _Interrupt()
+    failure: list[BaseException] = []
+
+    def handle(event: Event) -> bool:
+        if event.get("event") == "playbook_on_start":
+            interrupt.attach(int(event["pid"]))
+        if event.get("event") != "EOF" and not failure:
+            try:
+                on_event(event)
+            except Exception as error:  # noqa: BLE001 - inside ansible-runner it would leave Ansible running
+                failure.append(error)
+                interrupt.request()
+        return False  # no event files: on_event keeps what is worth keeping
+
+    with _private_dir() as private, interrupt:
+        arguments = _arguments(private, extravars or {}, extravars_files, become_password, check=check, diff=diff)
+        runner = ansible_runner.run(
+            private_data_dir=str(private),
+            project_dir=str(Path.cwd()),
+            playbook=str(playbook.resolve()),
+            inventory=[absolute(source) for source in inventory],
+            limit=limit,
+            forks=forks,
+            tags=tags,
+            cmdline=shlex.join(arguments) or None,
+            verbosity=verbosity or None,
+            envvars=environment() | dict(env or {}),
+            ident="run",
+            quiet=True,
+            suppress_env_files=True,
+            fact_cache_type="memory",
+            event_handler=handle,
+            status_handler=_forget_environment,
+            cancel_callback=lambda: False,  # keeps ansible-runner from installing signal handlers of its own
+        )
+    if failure:
+        raise failure[0]
+    return RunResult(254 if runner.rc is None else runner.rc, interrupt.requested, time.monotonic() - started)
+
+
+def absolute(source: str) -> str:
+    """An inventory source as Ansible takes it: an absolute path, or a host list such as ``gpu-1,gpu-2``."""
+    return source if "," in source else str(Path(source).absolute())
+
+
+def _arguments(
+    private: Path,
+    extravars: Mapping[str, Any],
+    extravars_files: Sequence[Path],
+    become_password: str | None,
+    *,
+    check: bool,
+    diff: bool,
+) -> list[str]:
+    arguments = [flag for flag, on in (("--check", check), ("--diff", diff)) if on]
+    for file in extravars_files:
+        arguments += ["--extra-vars", f"@{file.absolute()}"]
+    if extravars:
+        arguments += ["--extra-vars", f"@{_write_secret(private / 'extravars.json', json.dumps(dict(extravars)))}"]
+    if become_password is not None:
+        arguments += ["--become-password-file", str(_write_secret(private / "become", become_password))]
+    return arguments
+
+
+def _write_secret(path: Path, text: str) -> Path:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+@contextmanager
+def _private_dir() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="sglang-ops-"))  # 0700
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _forget_environment(status: dict[str, Any], runner_config: Any) -> None:
+    """ansible-runner has just written the environment, tokens and all, beside its artifacts; it never reads it."""
+    if status["status"] == "running":
+        Path(runner_config.artifact_dir, "command").unlink(missing_ok=True)
+
+
+def environment() -> dict[str, str]:
+    """What is set on top of the user's environment; the user's own ANSIBLE_* stay where they do no harm."""
+    root = content.root()
+    scripts = [str(Path(sys.executable).parent), sysconfig.get_path("scripts")]
+    env = {
+        "ANSIBLE_CONFIG": os.path.abspath(os.environ.get("ANSIBLE_CONFIG", str(root / "ansible.cfg"))),  # noqa: PTH100
+        "ANSIBLE_HOST_KEY_CHECKING": os.environ.get("ANSIBLE_HOST_KEY_CHECKING", "True"),
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": os.environ.get("ANSIBLE_SSH_CONTROL_PATH_DIR", str(_control_dir())),
+        "ANSIBLE_PIPELINING": "True",
+        "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
+        "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
+        "ANSIBLE_STDOUT_CALLBACK": "default",  # a missing user callback would end the run before it starts
+        "ANSIBLE_NOCOLOR": "True",
+        "MAX_EVENT_RES": "50000000",  # ansible-runner empties results above 700 kB, `logs` makes longer ones
+        "PATH": os.pathsep.join(dict.fromkeys([*scripts, *os.environ.get("PATH", os.defpath).split(os.pathsep)])),
+    }
+    for name, directory in PATHS.items():
+        theirs = os.environ.get(name)
+        env[name] = os.pathsep.join([str(root / directory), *([theirs] if theirs else [])])
+    return env
+
+
+def _control_dir() -> Path:
+    """A directory for SSH's control sockets: outlives the run, is ours alone and has a short path."""
+    home = Path.home() / ".ansible" / "cp"
+    if len(str(home)) <= CONTROL_PATH_LIMIT:
+        return home
+    short = Path("/tmp") / f"sglang-ops-{os.getuid()}"  # noqa: S108 - checked below
+    with suppress(FileExistsError):
+        short.mkdir(mode=0o700)
+    state = short.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
+        raise OpsError(
+            f"{short}, where SSH's control sockets would go, belongs to someone else or is open to others.",
+            fix="Set ANSIBLE_SSH_CONTROL_PATH_DIR to a short path of your own.",
+        )
+    return short
+
+
+class _Interrupt:
+    """Ctrl-C that leaves nothing running.
+
+    ansible-playbook runs in a session of its own, so the terminal's SIGINT reaches only us. The first one is passed
+    on to it: it ends its workers and their SSH connections within half a second. The second kills the whole tree.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self._pid: int | None = None
+        self._bystanders: list[int] = []
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.requests > 0
+
+    def __enter__(self) -> _Interrupt:
+        self._bystanders = children(os.getpid())
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self.request()
+
+    def request(self) -> None:
+        self.requests += 1
+        self._act()
+
+    def attach(self, pid: int) -> None:
+        self._pid = pid
+        if self.requested:
+            self._act()
+
+    def _act(self) -> None:
+        ours = (pid for pid in children(os.getpid()) if pid not in self._bystanders)
+        targets = [self._pid] if self._pid else list(ours)
+        number = signal.SIGINT
+        if self.requests > 1:
+            targets = [pid for target in targets for pid in (target, *descendants(target))]
+            number = signal.SIGKILL
+        for pid in targets:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def children(pid: int) -> list[int]:
+    """The direct children of a process; empty where the system has no /proc (there Ansible's start event tells)."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(word) for word in task.read_text().split()]
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    found = children(pid)
+    return [*found, *(deeper for child in found for deeper in descendants(child))]
