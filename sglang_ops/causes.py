@@ -100,6 +100,10 @@ def failure(result: Mapping[str, Any], user: str) -> str:
     known = _translate(f"{text}\n{streams}", (*_SUDO, *_INTERPRETER), user)
     if text.startswith(_DIED):
         text = f"the module died on the host: {_last_clause(streams) or 'it printed nothing'}"
+    elif text == "non-zero return code":
+        command = result.get("cmd")
+        shown = " ".join(map(str, command)) if isinstance(command, list) else str(command)
+        text = f"'{shown}' ended with {result.get('rc')}. {_last_clause(streams)}".rstrip()
     return known or text.removeprefix("Task failed: ") or _last_clause(streams) or "the task failed without a message"
 
 

@@ -40,7 +40,6 @@ CONTROLLER_ACTIONS = frozenset(
     )
 )
 STEP_OF_ROLE = {"container_engine": "engine"}
-STEP_OF_MODULE = {"service": "start"}
 HINTS = {code.value: code for code in ExitCode}
 # Who loses where several hosts ended differently: the state that needs a person most comes first. "Refused" and
 # "locked" promise that nothing was touched, so they hold only if they are all there is.
@@ -103,6 +102,7 @@ class HostState:
 class RunState:
     """A whole run. Feed it every event with `apply` and every progress line with `note`."""
 
+    service_step: str = "start"  # what the module sglang_service does in this run
     hosts: dict[str, HostState] = field(default_factory=dict)
     started: bool = False
     finished: bool = False
@@ -166,7 +166,7 @@ class RunState:
         host.updated = now
         result: Mapping[str, Any] = data.get("res") or {}
         if name in ("runner_on_start", "runner_retry"):
-            host.enter(_step(data), now, _retry_detail(result))
+            host.enter(self._step(data), now, _retry_detail(result))
         if name not in ("runner_on_start", "runner_on_skipped", "runner_item_on_skipped"):
             host.executions += _executions(name, data, result)
         own = _own_results(result)
@@ -176,10 +176,21 @@ class RunState:
                 host.results.setdefault(str(item["kind"]), []).append(item)
                 host.enter("", now, str(item.get("detail", "")))
         if name == "runner_on_failed" and not data.get("ignore_errors"):
-            host.failure = _failure(host, data, result, own)
+            host.failure = _failure(host, self._step(data), data, result, own)
         if name == "runner_on_unreachable":
             cause = causes.unreachable(result, str(data.get("remote_addr") or host.name))
             host.failure = Failure(host.name, host.step or "connect", cause, ExitCode.UNREACHABLE)
+
+    def _step(self, data: Mapping[str, Any]) -> str:
+        """The step that a task belongs to; empty where neither its module nor its role tells."""
+        action = str(data.get("resolved_action") or data.get("task_action") or "").rpartition(".")[2]
+        if action == "sglang_service":
+            return self.service_step
+        return (
+            action.removeprefix("sglang_")
+            if action.startswith("sglang_")
+            else STEP_OF_ROLE.get(str(data.get("role", "")), "")
+        )
 
     def _finish(self, stats: Mapping[str, Any]) -> None:
         """The end of a play corrects what single events cannot tell: hidden results and swallowed failures."""
@@ -197,14 +208,6 @@ _FIX_INVENTORY = "List hosts in the inventory, or check --limit."
 
 def _timestamp(created: str) -> float:
     return datetime.fromisoformat(created).timestamp() if created else 0.0
-
-
-def _step(data: Mapping[str, Any]) -> str:
-    action = str(data.get("resolved_action") or data.get("task_action") or "").rpartition(".")[2]
-    if action.startswith("sglang_"):
-        module = action.removeprefix("sglang_")
-        return STEP_OF_MODULE.get(module, module)
-    return STEP_OF_ROLE.get(str(data.get("role", "")), "")
 
 
 def _retry_detail(result: Mapping[str, Any]) -> str:
@@ -228,7 +231,7 @@ def _own_results(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _failure(
-    host: HostState, data: Mapping[str, Any], result: Mapping[str, Any], own: list[Mapping[str, Any]]
+    host: HostState, step: str, data: Mapping[str, Any], result: Mapping[str, Any], own: list[Mapping[str, Any]]
 ) -> Failure:
     if host.failure and not own:
         return host.failure  # the `fail` that ends a rescue says less than what it rescued
@@ -240,8 +243,8 @@ def _failure(
         code = ExitCode.ROLLED_BACK if broken.get("rolled_back_to") else ExitCode.NEEDS_HANDS
     refusals = [error["message"] for item in own for error in (item.get("plan") or {}).get("errors") or []]
     cause = "\n".join(refusals) or causes.failure(result, str(data.get("remote_addr") or host.name))
-    step = _step(data) or host.step or str(data.get("task", ""))
-    return Failure(host.name, step, cause, code, tuple(str(line) for line in broken.get("log") or ()))
+    where = step or host.step or str(data.get("task", ""))
+    return Failure(host.name, where, cause, code, tuple(str(line) for line in broken.get("log") or ()))
 
 
 def _no_run(messages: list[str], limit: str | None) -> OpsError:
@@ -252,8 +255,8 @@ def _no_run(messages: list[str], limit: str | None) -> OpsError:
         return UsageError(f"No host in the inventory matches '{limit}'.", fix="Correct --limit.")
     if "Completely failed to parse inventory source" in text:
         source = text.rpartition("Completely failed to parse inventory source")[2].split()[0]
-        reasons = [line for line in messages if "Failed to parse inventory with" in line]
-        reason = reasons[-1 if len(reasons) == 1 else -2].partition("plugin: ")[2] if reasons else ""
+        plugin = "yaml" if source.endswith((".yml", ".yaml", ".json")) else "ini"
+        reason = text.partition(f"Failed to parse inventory with '{plugin}' plugin: ")[2].partition("\n")[0]
         return UsageError(
             f"The inventory {source} cannot be read: {reason}",
             fix="See what Ansible makes of it: ansible-inventory -i FILE --list",

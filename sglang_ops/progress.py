@@ -22,19 +22,31 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TICK_SECONDS = 0.2
+TAIL_LIMIT_BYTES = 1_000_000  # a log followed for days must not fill the disk
 MARGIN_LINES = 4  # header, rule and cursor of the live table
 
 
 class Tail:
-    """New complete JSON lines of a file that others append to."""
+    """New complete JSON lines of a file that others append to, opening it anew for each line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limit: int = TAIL_LIMIT_BYTES) -> None:
         self._path = path
+        self._old = path.with_suffix(".old")
+        self._limit = limit
         self._offset = 0
 
     def read(self) -> Iterator[Mapping[str, Any]]:
+        if self._old.exists():  # writers that had it open have had a tick to finish
+            yield from self._lines(self._old)
+            self._old.unlink()
+            self._offset = 0
+        yield from self._lines(self._path)
+        if self._offset > self._limit:
+            self._path.rename(self._old)
+
+    def _lines(self, path: Path) -> Iterator[Mapping[str, Any]]:
         try:
-            with self._path.open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(self._offset)
                 text = file.read()
         except FileNotFoundError:

@@ -243,9 +243,7 @@ def _token(realm: str, words: dict[str, str], login: Login | None, *, verify: bo
     return _http("GET", f"{realm}{'&' if '?' in realm else '?'}{urlencode(words)}", headers, verify=verify)
 
 
-def _http(
-    method: str, url: str, headers: Mapping[str, str], *, verify: bool, data: bytes | None = None
-) -> _Answer:
+def _http(method: str, url: str, headers: Mapping[str, str], *, verify: bool, data: bytes | None = None) -> _Answer:
     """One request, through the proxies of the environment. Raises OSError where there is no answer."""
     # Imported here, because whoever only renders or validates needs no network and 50 ms more.
     from http.client import HTTPException  # noqa: PLC0415

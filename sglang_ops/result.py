@@ -12,10 +12,15 @@ from typing import Any
 from sglang_ops.errors import ExitCode
 from sglang_ops.events import Failure, HostState, RunState
 
+UNTOUCHED = ("none", "check")  # actions of a service that is as it should be
+
 
 @dataclass(frozen=True)
 class Service:
-    """One SGLang server on one host. `healthy` is None where nothing looked (check mode)."""
+    """One SGLang server on one host. `healthy` is None where nothing looked.
+
+    `action` is what was done (in check mode: would be done); "pending" where the run ended before it began.
+    """
 
     name: str
     release: str | None = None
@@ -49,8 +54,8 @@ class Host:
     failure: Failure | None = None
 
     @classmethod
-    def from_state(cls, state: HostState) -> Host:
-        services = tuple(_services(state))
+    def from_state(cls, state: HostState, *, check: bool = False) -> Host:
+        services = tuple(_services(state, check=check))
         return cls(state.name, state.changed, state.executions, round(state.seconds, 2), services, state.failure)
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,7 +83,7 @@ class Deployed:
     def from_run(
         cls, state: RunState, *, run: str, seconds: float, check: bool = False, interrupted: bool = False
     ) -> Deployed:
-        hosts = tuple(Host.from_state(host) for host in state.hosts.values())
+        hosts = tuple(Host.from_state(host, check=check) for host in state.hosts.values())
         return cls(
             hosts=hosts,
             steps=tuple(step for host in state.hosts.values() for step in _steps(host)),
@@ -206,11 +211,13 @@ def log_lines(state: RunState) -> tuple[LogLine, ...]:
     return tuple(sorted(found, key=lambda line: line.time))
 
 
-def _services(host: HostState) -> Iterator[Service]:
+def _services(host: HostState, *, check: bool) -> Iterator[Service]:
     """What is planned, overlaid with what was done and with what the gate saw."""
     merged: dict[str, dict[str, Any]] = {}
-    planned = (host.result("plan").get("plan") or {}).get("services") or []
-    for service in [*planned, *(host.result("service").get("services") or [])]:
+    for service in (host.result("plan").get("plan") or {}).get("services") or []:
+        begun = check or service.get("action") in UNTOUCHED
+        merged[service["name"]] = {**service, **({} if begun else {"action": "pending"})}
+    for service in host.result("service").get("services") or []:
         merged.setdefault(service["name"], {}).update(service)
     for service in host.result("gate").get("services") or []:
         entry = merged.setdefault(service["name"], {})

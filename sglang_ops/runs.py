@@ -111,6 +111,8 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._events.close()
         self._log.close()
+        if self.progress.exists():  # written by Ansible's side, which knows nothing of the hidden values
+            self._write("progress.ndjson", self.progress.read_text(encoding="utf-8", errors="replace"))
 
     @property
     def log(self) -> Path:

@@ -119,7 +119,7 @@ def registry_auth(name: str, config: str = DOCKER_CONFIG) -> str | None:
 
     Podman needs none: its service reads root's logins itself.
     """
-    registry = name.split("/")[0]
+    registry = name.partition("/")[0]
     if "/" not in name or not ("." in registry or ":" in registry or registry == "localhost"):
         registry = DOCKER_HUB
     try:

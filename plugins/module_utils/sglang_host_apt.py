@@ -22,7 +22,7 @@ _APT_GET = (
     "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold",
 )
 _LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it", re.IGNORECASE)
-_STALE = re.compile(r"404 +Not Found|Unable to locate package|no installation candidate|Unable to fetch some", re.IGNORECASE)
+_STALE = re.compile(r"404 +Not Found|Unable to (locate package|fetch some)|no installation candidate", re.IGNORECASE)
 _INTERRUPTED = "dpkg was interrupted"
 
 

@@ -46,7 +46,7 @@ class Desired:
 
 @dataclass(frozen=True)
 class Current:
-    """What was found. `candidates` are installable versions by package; they are looked up only for a missing engine."""
+    """What was found. `candidates`, installable versions by package, are looked up only for a missing engine."""
 
     version: str | None = None  # of the installed engine
     active: bool = False  # docker's daemon answers; podman has none and is active when installed
@@ -117,8 +117,8 @@ def _plan_docker(current: Current, desired: Desired, packages: tuple) -> EngineP
         service = "" if current.enabled else "enable"
         after = None  # in effect by other means, for example the daemon's command line
     if service == "restart" and current.containers:
-        message = ("docker must be restarted to give GPUs to containers (features.cdi), and runs %d of them. "
-                   "When they may stop: set {\"features\": {\"cdi\": true}} in %s and run `sudo systemctl restart docker`.")
+        message = ("docker must be restarted to give GPUs to containers, and runs %d of them. When they may stop, set "
+                   "\"features\": {\"cdi\": true} in %s and run `sudo systemctl restart docker`.")
         return EnginePlan(refusal=message % (current.containers, DAEMON_JSON))
     return EnginePlan(packages, DAEMON_JSON, current.config, after, service)
 
@@ -140,7 +140,7 @@ def daemon_json(current: Current, desired: Desired) -> str | None:
     """The new text of daemon.json: what is there already stays. None where nothing is to be added."""
     settings = json.loads(current.config) if (current.config or "").strip() else {}
     if not isinstance(settings, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it holds no JSON object")  # noqa: TRY004 (one kind of error for one kind of mistake)
     before = json.dumps(settings)
     known = settings.get("insecure-registries", [])
     added = [name for name in desired.insecure_registries if name not in (*known, *current.insecure)]
@@ -158,7 +158,7 @@ def registries_conf(text: str | None, insecure: tuple) -> str | None:
     if not added:
         return None
     entries = ['[[registry]]\nlocation = "%s"\ninsecure = true\n' % name for name in [*known, *added]]
-    return "# Written by sglang-ops: registries without TLS (container_engine_insecure_registries).\n" + "\n".join(entries)
+    return "# Written by sglang-ops from container_engine_insecure_registries.\n" + "\n".join(entries)
 
 
 def version_of(current: Current, engine: str) -> str | None:
@@ -205,7 +205,8 @@ def _configured_root(config: str | None) -> str:
 def _podman() -> dict:
     storage = read_text("/etc/containers/storage.conf") or ""
     root = re.search(r'^\s*graphroot\s*=\s*"([^"]+)"', storage, re.MULTILINE)
-    found = {"config": read_text(REGISTRIES_CONF), "data_root": root.group(1) if root else "/var/lib/containers/storage"}
+    data_root = root.group(1) if root else "/var/lib/containers/storage"
+    found = {"config": read_text(REGISTRIES_CONF), "data_root": data_root}
     if not shutil.which("podman"):
         return found
     told = re.search(r"version ([\d.]+)", run("podman", "--version").stdout)

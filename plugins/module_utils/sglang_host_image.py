@@ -22,12 +22,11 @@ _CAUSES = (
     ("certificate", r"x509:|certificate (signed by|is not|has expired)|tls: failed to verify"),
     ("login", r"unauthori[sz]ed|authentication required|no basic auth|denied|status code 40[13]|\b403\b"),
     ("missing", r"manifest unknown|not found|name unknown|name_unknown|does not exist|no such image|\b404\b"),
-    ("unreachable", r"dial tcp|no such host|connection (refused|reset)|timeout|timed out|deadline exceeded"
-                    r"|no route to host|network is unreachable|\bEOF\b|pinging container registry"),
+    ("unreachable", r"dial tcp|no (such|route to) host|connection (refused|reset)|time(out|d out)|deadline|\bEOF\b"),
 )
 _SENTENCES = {
     "space": "%(ref)s does not fit: the disk of %(engine)s is full. Free space there, then deploy again.",
-    "http": "%(registry)s speaks plain HTTP, which %(engine)s refuses. Name it in container_engine_insecure_registries.",
+    "http": "%(registry)s speaks plain HTTP, which %(engine)s refuses. Add it to container_engine_insecure_registries.",
     "certificate": "%(engine)s does not trust the certificate of %(registry)s (%(told)s). Install its CA on the host.",
     "login": "%(registry)s refuses %(ref)s without a login. Run `sudo %(engine)s login %(registry)s` on the host, "
              "or check that the image exists.",
@@ -53,7 +52,7 @@ def parts(digest_ref: str) -> tuple[str, str]:
 
 def registry(name: str) -> str:
     """The registry that an image name points to, as engines read it."""
-    first = name.split("/")[0]
+    first = name.partition("/")[0]
     return first if "/" in name and ("." in first or ":" in first or first == "localhost") else "docker.io"
 
 
@@ -125,7 +124,7 @@ def check_space(ref: str, expected: int, free: int, root: str) -> None:
     """Refuse before the pull what cannot fit. Sizes in bytes; nothing is known of an image without a size."""
     need = int(expected * UNPACKED_PER_PULLED)
     if need > free:
-        message = "%s needs about %s (%s compressed) at %s, which has %s free. Free space there, or move the engine's data."
+        message = "%s needs about %s (%s compressed) in %s, which has %s free. Free space, or move the engine's data."
         raise PullError("space", message % (ref, size(need), size(expected), root, size(free)))
 
 

@@ -89,7 +89,8 @@ class Progress:
         try:
             child = subprocess.Popen(
                 list(argv), stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(**(env or {})), start_new_session=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                env=environment(**(env or {})),
             )
         except FileNotFoundError:
             return Output(127, "%s is not installed" % argv[0])

@@ -48,7 +48,6 @@ sglang_ops:
 
 import time
 
-from ansible.module_utils import sglang_host_api as api
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_apt import Apt, AptError
@@ -80,6 +79,8 @@ def apply(needed, desired, progress):
     if needed.packages:
         Apt(progress).refresh()
         needed = engines.plan(engines.observe(desired.engine), desired)
+        if needed.refusal:
+            raise Failure(needed.refusal)
     if needed.after is not None:
         write_atomic(needed.path, needed.after)
     if needed.packages:
@@ -146,7 +147,7 @@ def main():
             with Progress(asked["progress_token"], "engine") as progress:
                 needed = apply(needed, desired, progress)
                 current = wait_ready(desired)
-        except (AptError, Failure, OSError, api.ApiError) as error:
+        except (AptError, Failure, OSError) as error:
             leave("failed", msg="%s cannot be made ready: %s" % (desired.engine, error), diff=diff(needed))
     leave("%s %s ready" % (desired.engine, current.version), changed=needed.changed, diff=diff(needed))
 

@@ -225,7 +225,7 @@ def main():
         module.exit_json(changed=False, sglang_ops={"kind": "gate", "services": []}, msg="not verified (check mode)")
     gates = module.params["services"] or deployed_gates(module.params["names"], running=bool(module.params["failure"]))
     if module.params["wait"]:
-        with Progress(module.params["progress_token"]) as progress:
+        with Progress(module.params["progress_token"], step="gate") as progress:
             asked = wait_for(gates, progress)
         results = [outcome(*item) for item in asked]
         remember(results)

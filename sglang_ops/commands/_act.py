@@ -23,7 +23,7 @@ def act(
     """Play `verb` on one service, named by --service or by the deployment file; show and keep the result."""
     with _common.run_folder(verb, target) as folder:
         name = unit(service, config, target)
-        wanted = {"sglang_ops_service": name, **(variables or {})}
+        wanted = {**_common.only(name), **(variables or {})}
         played = _common.play(verb, target, folder, wanted, quiet=json)
         result = Deployed.from_run(
             played.state, run=str(folder.path), seconds=played.seconds, interrupted=played.interrupted
@@ -45,9 +45,8 @@ def act(
 
 def unit(service: str | None, config: Path | None, target: _common.Target) -> str:
     """The unit to act on. Raises UsageError where nothing names one: these verbs never guess."""
-    named = _common.service_unit(service)
-    if named:
-        return named
+    if service:
+        return _common.service_unit(service)
     with _deployment.find(config, target.inventory, target.limit, target.extra.deployment) as found:
         if found is None:
             raise UsageError(

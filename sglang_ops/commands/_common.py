@@ -22,7 +22,8 @@ from sglang_ops.errors import ExitCode, OpsError
 from sglang_ops.events import RunState
 from sglang_ops.runs import RunFolder
 
-STEPS = {"deploy": ("plan", "engine", "image", "model", "start", "gate"), "restart": ("start", "gate")}
+STEPS = {"deploy": ("plan", "engine", "image", "model", "start", "gate"), "restart": ("restart", "gate")}
+SERVICE_STEP = {"deploy": "start"}  # elsewhere the module sglang_service does what the verb says
 WIDE = 240  # columns of a table that goes into a pipe
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|PRIVATE_KEY", re.IGNORECASE)
 
@@ -94,7 +95,7 @@ def play(
     on_line: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Played:
     """Run the playbook of `verb`. Raises OpsError where Ansible could not begin; host failures are results."""
-    state = RunState()
+    state = RunState(service_step=SERVICE_STEP.get(verb, verb))
     if on_line:
         shown = progress.Reporter(state, folder.progress, on_line=on_line)
     elif target.verbosity:
@@ -154,9 +155,14 @@ def error_result(error: BaseException, code: ExitCode) -> dict[str, Any]:
     return {"ok": False, "exit_code": int(code), "error": detail}
 
 
-def service_unit(name: str | None) -> str | None:
+def service_unit(name: str) -> str:
     """`--service` as the unit is called: the prefix may be left out."""
-    return name if name is None or name.startswith("sglang-") else f"sglang-{name}"
+    return name if name.startswith("sglang-") else f"sglang-{name}"
+
+
+def only(service: str | None) -> dict[str, Any]:
+    """The variable that narrows a playbook down to one service; without a name it takes all of a host."""
+    return {"sglang_ops_services": [service_unit(service)]} if service else {}
 
 
 def interactive() -> bool:

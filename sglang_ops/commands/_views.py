@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from sglang_ops.result import Deployed, Host, Service, Status, Verified
     from sglang_ops.runs import RunFolder, RunRecord
 
-ACTIONS = {"none": "unchanged", "start": "started", "restart": "restarted", "stop": "stopped", "remove": "removed"}
+ACTIONS = {
+    "none": "unchanged",
+    "check": "unchanged",
+    "start": "started",
+    "restart": "restarted",
+    "stop": "stopped",
+    "remove": "removed",
+    "pending": "not begun",
+}
 ENDINGS = {
     0: "done",
     2: "changes pending",

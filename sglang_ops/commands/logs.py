@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -28,6 +29,9 @@ Forks = Annotated[
 ]
 
 
+_SPAN = re.compile(r"^(\d+(s|m|min|h|d|w))+$")
+
+
 def logs(
     inventory: _options.Inventory,
     service: _options.ServiceName = None,
@@ -44,10 +48,10 @@ def logs(
     target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
     json = output is Output.JSON
     variables = {
-        "sglang_ops_service": _common.service_unit(service),
-        "sglang_ops_logs_follow": follow,
-        "sglang_ops_logs_since": since,
-        "sglang_ops_logs_lines": lines,
+        **_common.only(service),
+        "sglang_health_logs_follow": follow,
+        "sglang_health_logs_since": _since(since),
+        "sglang_health_logs_lines": lines,
     }
 
     def on_line(line: Mapping[str, Any]) -> None:
@@ -66,6 +70,11 @@ def logs(
                     typer.echo(_format(line))
         _views.failures(_common.stderr(), played.state.failures, folder, target)
         return code
+
+
+def _since(text: str | None) -> str:
+    """What journalctl understands: it wants a minus before a time span (10m, 2h30m, 1d)."""
+    return f"-{text}" if text and _SPAN.match(text) else text or ""
 
 
 def _format(line: Mapping[str, Any]) -> str:

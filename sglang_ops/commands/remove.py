@@ -35,5 +35,5 @@ def remove(
         if not _common.confirm(f"Remove {name}{also} from the hosts of {' '.join(inventory)}?"):
             _common.stderr().print("Nothing was changed.")
             return ExitCode.ERROR
-    variables = {"sglang_ops_purge": purge}
+    variables = {"sglang_server_purge": purge}
     return _act.act("remove", target, service=name, config=None, json=output is Output.JSON, variables=variables)

@@ -31,12 +31,11 @@ def status(
 ) -> int:
     """Show what runs on the hosts: release, health, load and memory of each service."""
     target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
-    unit = _common.service_unit(service)
     json = output is Output.JSON
     with _common.run_folder("status", target) as folder:
         if watch:
-            return _watch(target, folder, unit, json=json)
-        result, played = _look(target, folder, unit, quiet=True)
+            return _watch(target, folder, service, json=json)
+        result, played = _look(target, folder, service, quiet=True)
         code = ExitCode.INTERRUPTED if played.interrupted else result.exit_code
         _common.keep(
             folder, {**result.as_dict(), "exit_code": code}, hosts=len(played.state.hosts), seconds=played.seconds
@@ -52,12 +51,14 @@ def status(
         return code
 
 
-def _look(target: _common.Target, folder: RunFolder, unit: str | None, *, quiet: bool) -> tuple[Status, _common.Played]:
-    played = _common.play("status", target, folder, {"sglang_ops_service": unit}, quiet=quiet)
+def _look(
+    target: _common.Target, folder: RunFolder, service: str | None, *, quiet: bool
+) -> tuple[Status, _common.Played]:
+    played = _common.play("status", target, folder, _common.only(service), quiet=quiet)
     return Status.from_run(played.state), played
 
 
-def _watch(target: _common.Target, folder: RunFolder, unit: str | None, *, json: bool) -> int:
+def _watch(target: _common.Target, folder: RunFolder, service: str | None, *, json: bool) -> int:
     """Look until Ctrl-C: a table that renews itself, or one JSON document per line."""
     from rich.live import Live
 
@@ -66,7 +67,7 @@ def _watch(target: _common.Target, folder: RunFolder, unit: str | None, *, json:
         while True:
             began = time.monotonic()
             folder.rewind()
-            result, played = _look(target, folder, unit, quiet=True)
+            result, played = _look(target, folder, service, quiet=True)
             if played.interrupted:
                 _common.keep(folder, {"exit_code": ExitCode.INTERRUPTED}, hosts=0, seconds=played.seconds)
                 return ExitCode.INTERRUPTED

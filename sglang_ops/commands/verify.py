@@ -21,8 +21,7 @@ def verify(
     target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
     json = output is Output.JSON
     with _common.run_folder("verify", target) as folder:
-        variables = {"sglang_ops_service": _common.service_unit(service)}
-        played = _common.play("verify", target, folder, variables, quiet=json)
+        played = _common.play("verify", target, folder, _common.only(service), quiet=json)
         result = Verified.from_run(played.state)
         code = ExitCode.INTERRUPTED if played.interrupted else result.exit_code
         _common.keep(

@@ -33,9 +33,7 @@ _DPKG_OPTIONS = (
 Log = Callable[[str], None]
 
 
-def bootstrap(
-    suite: str, packages: Sequence[str], target_dir: Path, *, log: Log, keep_lists: bool = False
-) -> None:
+def bootstrap(suite: str, packages: Sequence[str], target_dir: Path, *, log: Log, keep_lists: bool = False) -> None:
     """Make a minimal Debian tree of `suite` ("bookworm", "trixie") with `packages` in `target_dir`.
 
     `target_dir` must be absent or empty; after a failure it is removed. `log` gets a sentence per step.
@@ -46,9 +44,7 @@ def bootstrap(
     """
     log(f"Debian {suite}: installing {len(packages)} packages and what they need")
     mirror = os.environ.get(MIRROR_VARIABLE)
-    command = bootstrap_command(
-        suite, packages, target_dir, mirror=mirror, apt=apt_settings(), keep_lists=keep_lists
-    )
+    command = bootstrap_command(suite, packages, target_dir, mirror=mirror, apt=apt_settings(), keep_lists=keep_lists)
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

@@ -81,7 +81,7 @@ def _texts(plan: Plan, host: Host) -> dict[str, str]:
         "/etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n{names}",
         # Given, not left to the first boot, which would set up every unit anew.
         "/etc/machine-id": f"{_machine_id(plan, host)}\n",
-        "/etc/systemd/network/lab.network": (
+        "/etc/systemd/network/10-lab.network": (
             "[Match]\nName=host0\n\n"
             f"[Link]\nMTUBytes={plan.mtu}\n\n"
             f"[Network]\nAddress={host.address}/24\nGateway={plan.gateway}\n"

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sglang_ops.errors import OpsError, UsageError
-from sglang_ops.lab import cgroups, hosts, inventory, network, processes, requirements, services, ssh, tree
+from sglang_ops.lab import (
+    cgroups,
+    hosts,
+    images,
+    inventory,
+    model,
+    network,
+    power,
+    processes,
+    requirements,
+    services,
+    ssh,
+    tree,
+)
 from sglang_ops.lab.locks import locked
-from sglang_ops.lab.settings import MARK, Folder, Host, Plan, Shape, cache_root, folder, state_root, write
+from sglang_ops.lab.settings import MARK, Folder, Plan, Shape, cache_root, folder, state_root, write
 
 Log = Callable[[str], None]
-
-_BOOT_PATIENCE = 60.0  # seconds for a lab of a few hosts to answer on port 22 ...
-_BOOT_PATIENCE_EACH = 3.0  # ... and for every host more
-_POLL = 0.05  # seconds between two looks at what is being waited for
 
 
 @dataclass(frozen=True)
@@ -49,29 +55,42 @@ class LabState:
     model_source: str
 
 
+def intentions(shape: Shape) -> list[str]:
+    """What `up` will do to the machine, as sentences, and what it needs root for."""
+    packages = requirements.missing_packages()
+    lines = [f"lab {shape.name}: {shape}"]
+    if packages:
+        lines.append(f"installs with apt: {' '.join(packages)}")
+    if not is_cached(shape):
+        lines.append(f"builds once, some minutes, kept in {cache_root()}: host tree, images, model")
+    lines += [
+        "needs root for: process, mount and network namespaces, in which the whole lab lives; a virtual cable",
+        f"  into them; a masquerade rule (nftables); {', '.join(network.needed_settings(shape.hosts))}",
+        f"all of that ends with: sglang-ops lab down{_name_option(shape.name)}",
+    ]
+    return lines
+
+
 def up(shape: Shape, *, log: Log) -> Folder:
-    """Bring up a lab; one of this shape that is already running is left as it is.
+    """Bring up a lab; one of this shape that is already up is left as it is.
 
     Raises PreflightError, before anything is touched, on a machine that cannot carry it, and OpsError where
     something fails on the way: then nothing of the lab is left.
     """
     lab = folder(shape.name)
-    requirements.check_root("up")
     if is_up(shape):
-        log(f"lab {shape.name} is already up: {shape}")
         return lab
-    cache = cache_root()
-    requirements.check(shape, lab.root, cache, cold=not is_cached(shape))
+    requirements.check(shape, lab.root, cache_root(), cold=not is_cached(shape))
     lab.root.mkdir(parents=True, exist_ok=True)
     with locked(lab.root):
-        if any(lab.root.iterdir()):
-            log("clearing away what an interrupted lab up has left")
-            _remove(shape.name)
-            lab.root.mkdir()
+        if is_up(shape):  # by someone who held the lock before us
+            return lab
         try:
-            _build(lab, shape, cache, log=log)
+            _clear(lab)
+            with _marking_children(lab):
+                _build(lab, shape, log=log)
         except BaseException:
-            _remove(shape.name)
+            _remove(lab)
             raise
     return lab
 
@@ -85,44 +104,176 @@ def is_up(shape: Shape) -> bool:
     if plan.shape != shape:
         raise UsageError(
             f"lab {shape.name} is up with another shape: {plan.shape}",
-            fix=f"end it with: sglang-ops lab down --name {shape.name}, or choose another --name",
+            fix=f"end it with: sglang-ops lab down{_name_option(shape.name)}, or choose another --name",
         )
     return True
 
 
 def is_cached(shape: Shape) -> bool:
-    """Whether everything that takes long has been made by an earlier lab."""
-    return tree.is_cached(shape.os, cache_root())
+    """Whether everything that takes long was made by an earlier lab."""
+    cache = cache_root()
+    return tree.is_cached(shape.os, cache) and images.is_cached(shape.server, cache)
+
+
+def load(name: str) -> tuple[Folder, Plan]:
+    """The lab of that name. Raises UsageError if there is none."""
+    lab = folder(name)
+    plan = lab.load_plan()
+    if plan is None:
+        raise UsageError(f"there is no lab {name}", fix=f"make one with: sglang-ops lab up{_name_option(name)}")
+    return lab, plan
 
 
 def status(name: str) -> LabState:
-    """What there is of a lab; asks nothing but the state directory and the machine's processes."""
+    """What there is of a lab: its plan, its processes, and whether its hosts answer."""
     lab = folder(name)
     plan = lab.load_plan()
-    running = plan is not None and processes.find_supervisor(lab) is not None
-    states: dict[str, str] = {}
-    if running:
-        with contextlib.suppress(FileNotFoundError):
-            states = json.loads(lab.status.read_text())
+    if plan is None:
+        return LabState(name, str(lab.inventory), False, (), "", "")
+    running = processes.find_supervisor(lab) is not None
+    states = power.states(lab, plan) if running else {}
     return LabState(
         name=name,
         inventory=str(lab.inventory),
         running=running,
-        hosts=tuple(_host_state(plan, host, states.get(host.name, "off")) for host in plan.hosts) if plan else (),
-        registry=plan.registry_address if plan else "",
-        model_source=plan.model_source if plan else "",
+        hosts=tuple(
+            HostState(host.name, host.address, states.get(host.name, "off"), plan.shape.os, plan.shape.engine)
+            for host in plan.hosts
+        ),
+        registry=plan.registry_address,
+        model_source=plan.model_source,
     )
 
 
-def down(name: str, *, log: Log) -> bool:
-    """End a lab and remove all of it but the cache; False if there was nothing of it."""
+def down(name: str) -> bool:
+    """End a lab and remove all of it but the cache; False if there was nothing to end.
+
+    A `lab up` that is still at work loses what it started, fails, and clears away the rest itself.
+    """
     requirements.check_root("down")
     lab = folder(name)
-    if not lab.root.exists() and processes.find_supervisor(lab) is None:
+    if not lab.root.exists():
         return False
-    processes.end_all(lab)  # before the lock: an interrupted lab up may leave a build behind, a running one has it
-    lab.root.mkdir(parents=True, exist_ok=True)
+    processes.end_all(lab)
     with locked(lab.root):
-        _remove(name)
-    log(f"lab {name} is gone")
+        _remove(lab)
     return True
+
+
+def purge() -> int:
+    """Remove the cache; the bytes won. Raises UsageError while a lab shows what is in it."""
+    requirements.check_root("down --purge")
+    if labs := _labs():
+        raise UsageError(f"lab {labs[0].root.name} uses the cache", fix="end it first")
+    won = sum(path.lstat().st_size for path in cache_root().rglob("*"))
+    shutil.rmtree(cache_root(), ignore_errors=True)
+    return won
+
+
+@contextlib.contextmanager
+def _marking_children(lab: Folder) -> Iterator[None]:
+    """What is started in here carries the lab's mark, and is found by it whatever becomes of us."""
+    os.environ[MARK] = str(lab.root)
+    try:
+        yield
+    finally:
+        del os.environ[MARK]
+
+
+def _build(lab: Folder, shape: Shape, *, log: Log) -> None:
+    cache = cache_root()
+    requirements.install_packages(log)
+    tree_path = tree.ensure(shape.os, cache, log=log)
+    registry = images.ensure_registry(shape.server, cache, log)
+    models = model.ensure_model(cache)
+
+    with locked(state_root()):
+        taken = network.machine_networks() + [network.as_network(plan) for plan in _plans()]
+        plan = Plan(
+            shape=shape,
+            network=network.free_network(taken),
+            mtu=network.uplink_mtu(),
+            tree=str(tree_path),
+            registry=str(registry),
+            models=str(models),
+        )
+        write(lab.plan, plan.to_json())
+        network.raise_settings(shape.hosts, _settings_record())
+
+    log(f"making {shape.hosts} hosts in {plan.subnet}")
+    _prepare(lab, plan)
+    network.connect(plan, _supervise(lab))
+    power.wait_for_services(lab, plan)
+    power.wait_for_hosts(lab, plan.hosts, log=log)
+    write(lab.deployment, inventory.deployment(plan))
+    write(lab.inventory, inventory.inventory(lab, plan))  # last: its presence says that the lab is complete
+
+
+def _prepare(lab: Folder, plan: Plan) -> None:
+    lab.logs.mkdir()
+    ssh.make_keys(lab, plan)
+    services.prepare(lab, plan)
+    resolv_conf = network.resolv_conf()
+    for host in plan.hosts:
+        hosts.prepare(lab, plan, host, resolv_conf=resolv_conf)
+
+
+def _supervise(lab: Folder) -> int:
+    """Start the supervisor, detached from us, as process 1 of new namespaces; its pid."""
+    package_root = str(Path(__file__).parents[2])
+    with lab.log("supervisor").open("ab") as log:
+        unshare = subprocess.Popen(
+            [
+                "unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net",
+                sys.executable, "-m", "sglang_ops.lab.supervisor", str(lab.root),
+            ],
+            env={"PATH": requirements.search_path(), "PYTHONPATH": package_root, MARK: str(lab.root)},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    while (supervisor := processes.find_supervisor(lab)) is None:
+        if unshare.poll() is not None:
+            raise OpsError(f"the lab's supervisor did not start: {lab.log('supervisor').read_text().strip()}")
+    return supervisor
+
+
+def _clear(lab: Folder) -> None:
+    """Undo everything of a lab, however far it came, and empty its directory."""
+    processes.end_all(lab)
+    network.disconnect(lab.root.name, lab.load_plan())
+    cgroups.remove(lab.root.name)
+    for path in lab.root.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _remove(lab: Folder) -> None:
+    """Undo everything of a lab and forget it; the last one also puts back the machine's settings."""
+    _clear(lab)
+    with locked(state_root()):
+        lab.root.rmdir()
+        if not _labs():
+            network.restore_settings(_settings_record())
+            state_root().rmdir()
+
+
+def _labs() -> list[Folder]:
+    root = state_root()
+    return [Folder(path) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+
+
+def _plans() -> list[Plan]:
+    return [plan for plan in (lab.load_plan() for lab in _labs()) if plan]
+
+
+def _settings_record() -> Path:
+    return state_root() / "kernel-settings.json"
+
+
+def _name_option(name: str) -> str:
+    return "" if name == Shape().name else f" --name {name}"

@@ -42,6 +42,10 @@ def machine_networks() -> list[IPv4Network]:
     return [network for network in networks if isinstance(network, IPv4Network) and network.prefixlen >= 8]
 
 
+def as_network(plan: Plan) -> IPv4Network:
+    return IPv4Network(plan.subnet)
+
+
 def uplink_mtu() -> int:
     """The MTU of the machine's way out, in bytes; hosts that used a larger one would lose packets there."""
     routes = json.loads(_run("ip", "-json", "-4", "route", "show", "default"))
@@ -57,6 +61,8 @@ def connect(plan: Plan, supervisor: int) -> None:
         "peer", "name", "uplink", "mtu", str(plan.mtu), "netns", str(supervisor),
     )  # fmt: skip
     _run("ip", "address", "add", f"{plan.gateway}/24", "dev", plan.uplink)
+    # A host that boots is asked for ten times a second instead of once, so it is noticed at once.
+    Path(f"/proc/sys/net/ipv4/neigh/{plan.uplink}/retrans_time_ms").write_text("100")
     _run("ip", "link", "set", plan.uplink, "up")
     _run("nft", "-f", "-", text=masquerade(plan))
     if "-P FORWARD DROP" in _forward_rules():

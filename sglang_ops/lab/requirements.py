@@ -23,7 +23,6 @@ _PACKAGES: Mapping[str, str] = {
     "ssh-keygen": "openssh-client",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
-_SYSTEM_PATHS = "/usr/local/sbin:/usr/sbin:/sbin"  # where a user's PATH under sudo or su may not lead
 
 _GIB = 1 << 30
 _HOST_MEMORY = {"real": 1.8 * _GIB, "simulator": 0.25 * _GIB}
@@ -55,12 +54,17 @@ def check_root(verb: str) -> None:
 
 def missing_packages() -> list[str]:
     """The packages that the lab needs and that are not installed."""
-    path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATHS}"
+    path = search_path()
     return [
         package
         for sign, package in _PACKAGES.items()
         if not (Path(sign).exists() if sign.startswith("/") else shutil.which(sign, path=path))
     ]
+
+
+def search_path() -> str:
+    """PATH with the directories of system programs, where a user's PATH under sudo or su may not lead."""
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def install_packages(log: Callable[[str], None]) -> None:

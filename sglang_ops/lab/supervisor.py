@@ -45,6 +45,7 @@ class Child:
     command: Sequence[str]
     is_host: bool
     process: subprocess.Popen[bytes] | None = None
+    boots: int = 0  # how often it was started
     state: str = "off"  # running, off, or failed: ended with an error that nobody asked for
     wanted: str = ""  # what was asked of a running host: "off", "reboot" or nothing
 
@@ -101,6 +102,7 @@ class Supervisor:
                 env={**os.environ, **(hosts.NSPAWN_ENVIRONMENT if child.is_host else {})},
                 preexec_fn=enter_cgroup if child.is_host else None,  # noqa: PLW1509 - no threads here
             )
+        child.boots += 1
         child.state, child.wanted = "running", ""
 
     def _reap(self) -> None:
@@ -130,8 +132,8 @@ class Supervisor:
                 self._start(child)
 
     def _report(self) -> None:
-        states = {child.name: child.state for child in self.children.values()}
-        write(self.folder.status, json.dumps(states) + "\n")
+        report = {child.name: {"state": child.state, "boots": child.boots} for child in self.children.values()}
+        write(self.folder.status, json.dumps(report) + "\n")
 
     def _answer(self, control: socket.socket) -> None:
         """Serve one request: a JSON line {"host", "power": on|off|reboot, "hard"}, answered by {"error"}."""

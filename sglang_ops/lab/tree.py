@@ -18,8 +18,7 @@ from sglang_ops.lab.locks import locked
 from sglang_ops.lab.settings import USERS
 
 _PACKAGES = (
-    "systemd systemd-sysv dbus openssh-server ca-certificates sudo "
-    "python3 python3-apt iproute2 procps util-linux"
+    "systemd systemd-sysv dbus openssh-server ca-certificates sudo python3 python3-apt iproute2 procps util-linux"
 )
 
 # Engines and what goes with them. They are downloaded, not installed: hosts start without an engine, and a

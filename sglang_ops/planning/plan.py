@@ -68,6 +68,8 @@ class HostPlan:
     warnings: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     engine: str = "docker"
+    wants_cdi: bool = False
+    image: str = ""
     images: tuple[dict[str, Any], ...] = ()
     models: tuple[dict[str, Any], ...] = ()
     services: tuple[ServicePlan, ...] = field(default=())
@@ -98,7 +100,9 @@ def plan(
         warnings=tuple(_warnings(deployment, source)),
         steps=tuple(_steps(facts, image, source, service)),
         engine=settings.container_engine,
-        images=({"ref": image.ref, "digest_ref": image.digest_ref},) if not facts.images.get(image.digest_ref) else (),
+        wants_cdi=deployment.gpus_needed > 0,
+        image=image.digest_ref,
+        images=(asdict(image),) if not facts.images.get(image.digest_ref) else (),
         models=(_fetch(deployment, settings, source),) if _must_fetch(source, facts) else (),
         services=(service,),
     )
@@ -129,7 +133,8 @@ def _fetch(deployment: Deployment, settings: Settings, source: ModelSource) -> d
     endpoint = deployment.env_vars.get("HF_ENDPOINT")
     return {
         "repo": source.repo,
-        "revision": source.commit,
+        "revision": repository(deployment)[1],
+        "commit": source.commit,
         "hf_home": hf_home(deployment, settings),
         "endpoint": endpoint.value if endpoint else settings.hf_endpoint,
     }

@@ -75,6 +75,11 @@ def is_secret(name: str, value: EnvValue) -> bool:
     return value.kind == "host" or bool(_SECRET_NAME.search(name))
 
 
+def _is_path(text: str) -> bool:
+    """An absolute path that can stand in a unit and in a mount."""
+    return text.startswith("/") and text.isprintable() and ".." not in text.split("/")
+
+
 def _env(raw: object) -> object:
     if not isinstance(raw, dict):
         return raw
@@ -178,8 +183,16 @@ class Deployment(BaseModel):
     @field_validator("checkpoint_path")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        if value is not None and (not value.startswith("/") or not value.isprintable() or "/../" in f"{value}/"):
+        if value is not None and not _is_path(value):
             raise ValueError(f"{value!r} must be an absolute path on the host, without '..'.")
+        return value
+
+    @field_validator("env_vars")
+    @classmethod
+    def _cache_is_a_path(cls, value: dict[str, EnvValue]) -> dict[str, EnvValue]:
+        home = value.get("HF_HOME")
+        if home is not None and (home.kind != "literal" or not _is_path(home.value)):
+            raise ValueError(f"HF_HOME is {home.reference()!r} and must be an absolute path on the host, without '..'.")
         return value
 
     @field_validator("extra_args")

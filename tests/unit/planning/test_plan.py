@@ -20,8 +20,8 @@ def test_blank_host_gets_every_step_in_order() -> None:
     made = planned(deployment(), facts)
     assert not made.errors
     assert steps(made) == ["engine", "image", "model", "start"]
-    assert made.models[0]["revision"] == COMMIT
-    assert made.images == ({"ref": IMAGE.ref, "digest_ref": IMAGE.digest_ref},)
+    assert (made.models[0]["revision"], made.models[0]["commit"]) == ("main", COMMIT)
+    assert made.images == ({"ref": IMAGE.ref, "digest_ref": IMAGE.digest_ref, "size_bytes": IMAGE.size_bytes},)
 
 
 def test_converged_host_gets_none() -> None:

@@ -71,6 +71,7 @@ def test_complete_example_is_read_as_written(tmp_path: Path) -> None:
         ("  extra_args: \"--x 'open\"", "deployment.extra_args", "cannot be split"),
         ("  env_vars: {A B: 1}", "deployment.env_vars", "not a name for an environment variable"),
         ("  env_vars: {A: }", "deployment.env_vars", "A must be text or a number"),
+        ("  env_vars: {HF_HOME: cache}", "deployment.env_vars", "HF_HOME is 'cache' and must be an absolute path"),
         ("  endpoints: {chat: v1}", "deployment.endpoints.chat", "begins with '/'"),
         ("  endpoints: {chatt: /v1}", "deployment.endpoints.chatt", "Did you mean 'chat'?"),
         ("  type: vllm", "deployment.type", "'sglang'"),

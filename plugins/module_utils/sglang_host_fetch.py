@@ -1,0 +1,129 @@
+"""Downloading a hub model into a host's cache with the `hf` of the engine's own image. Python 3.8, standard library."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+
+from ansible.module_utils import sglang_host_model as models
+from ansible.module_utils.sglang_host_command import free_bytes, run, share, size
+
+_SPARE_BYTES = 100 * 10**6
+_PRIVATE = "/run/sglang-ops"
+# The token comes on standard input and lives in the container's own memory: it is in no argument, no variable,
+# no `inspect` and no file of the host, and gone with the container. Older images have huggingface-cli only.
+_SCRIPT = """
+set -eu
+if [ -n "${HF_TOKEN_PATH:-}" ]; then (umask 077; cat > "$HF_TOKEN_PATH"); fi
+for tool in hf huggingface-cli; do
+  if command -v "$tool" > /dev/null; then exec "$tool" download "$@"; fi
+done
+echo "the image has neither hf nor huggingface-cli" >&2
+exit 127
+"""
+
+
+class FetchError(Exception):
+    """The model is not in the cache, and why."""
+
+
+class Stalled(Exception):
+    """No byte has come for too long."""
+
+
+def missing_bytes(hf_home: str, repo: str, source: dict) -> int:
+    return source["bytes"] - models.downloaded(hf_home, repo, source["files"])
+
+
+def check_space(hf_home: str, repo: str, source: dict) -> None:
+    """Refuse what cannot fit. Raises FetchError."""
+    need, free = missing_bytes(hf_home, repo, source), free_bytes(hf_home)
+    if need + _SPARE_BYTES > free:
+        raise FetchError("%s needs %s more in %s, which has %s free. Free space there, or set HF_HOME in env_vars to a "
+                         "larger disk." % (repo, size(need), hf_home, size(free)))
+
+
+def container_name(hf_home: str, repo: str) -> str:
+    """One per model and cache, so that a container left by a host that lost power is found again."""
+    return "sglang-ops-fetch-" + hashlib.sha256((hf_home + "\n" + repo).encode()).hexdigest()[:12]
+
+
+def command(engine: str, image: str, model: dict, source: dict, with_token: bool, xet: bool) -> list:
+    """The container that downloads; what is secret is not in it. Pure."""
+    home = model["hf_home"]
+    argv = [engine, "run", "--rm", "--name", container_name(home, model["repo"]), "--interactive", "--init",
+            "--pull=never", "--network=host", "--log-driver=none", "--volume", "%s:%s" % (home, home),
+            "--env", "HF_HOME=" + home, "--env", "HF_HUB_DISABLE_TELEMETRY=1", "--env", "HF_HUB_DISABLE_PROGRESS_BARS=1"]
+    if model.get("endpoint"):
+        argv += ["--env", "HF_ENDPOINT=" + model["endpoint"]]
+    if with_token:
+        argv += ["--tmpfs", _PRIVATE, "--env", "HF_TOKEN_PATH=%s/token" % _PRIVATE]
+    if not xet:
+        argv += ["--env", "HF_HUB_DISABLE_XET=1"]
+    argv += ["--entrypoint", "/bin/sh", image, "-c", _SCRIPT, "sh", model["repo"], "--revision", source["commit"]]
+    return argv if source["all"] else [*argv, *(item["name"] for item in source["files"])]
+
+
+class Watch:
+    """Follows the bytes in the cache; raises Stalled when none came for `stall_seconds`."""
+
+    def __init__(self, count, total: int, stall_seconds: float, report, clock=time.monotonic) -> None:
+        self._count, self._total, self._stall, self._report, self._clock = count, total, stall_seconds, report, clock
+        self._seen, self._since = -1, clock()
+
+    def tick(self) -> None:
+        held = self._count()
+        if held > self._seen:
+            self._seen, self._since = held, self._clock()
+        elif self._clock() - self._since > self._stall:
+            raise Stalled
+        self._report(share(held, self._total))
+
+
+def fetch(engine: str, image: str, model: dict, source: dict, token: str | None, stall_seconds: float, progress):
+    """Bring one model into the cache and record that it is whole. Raises FetchError.
+
+    A download that stands still is tried once more without xet, whose transfers are known to hang.
+    """
+    repo, home = model["repo"], model["hf_home"]
+    os.makedirs(home, mode=0o755, exist_ok=True)
+    for xet in (True, False):
+        watch = Watch(lambda: models.downloaded(home, repo, source["files"]), source["bytes"], stall_seconds,
+                      progress.report)
+        try:
+            with _container_gone_after(engine, container_name(home, repo)):
+                argv = command(engine, image, model, source, bool(token), xet)
+                done = progress.run_child(argv, on_tick=watch.tick, stdin=token or "")
+        except Stalled:
+            progress.report("no data for %d s" % stall_seconds)
+            continue
+        if not done.ok:
+            raise FetchError(explain(repo, home, done))
+        models.remember(home, repo, model["revision"], source)
+        if not models.cached(home, repo, source["commit"])["complete"]:
+            raise FetchError("%s was downloaded to %s, yet files are missing or have the wrong size." % (repo, home))
+        return
+    raise FetchError("%s stands still: no data for %d s, twice. Check the network, or set HF_ENDPOINT to a mirror. "
+                     "What came is kept, and the next deploy continues." % (repo, stall_seconds))
+
+
+@contextlib.contextmanager
+def _container_gone_after(engine: str, name: str):
+    """No container of this name before and after, whatever happens in between."""
+    run(engine, "rm", "--force", name)
+    try:
+        yield
+    finally:
+        run(engine, "rm", "--force", name)
+
+
+def explain(repo: str, hf_home: str, done) -> str:
+    """The downloader's last words as one sentence. Pure."""
+    text = done.stdout
+    if "No space left on device" in text:
+        return "%s does not fit into %s: the disk is full. Free space there, then deploy again." % (repo, hf_home)
+    if "neither hf nor huggingface-cli" in text:
+        return "%s cannot be downloaded: %s. Download it into %s yourself." % (repo, done.error, hf_home)
+    return "%s cannot be downloaded: %s" % (repo, done.error)

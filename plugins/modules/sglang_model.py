@@ -1,0 +1,156 @@
+#!/usr/bin/python
+"""Bring hub models into a host's cache."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: sglang_model
+short_description: Download hub models into the Hugging Face cache of a host
+description:
+  - Runs the C(hf) of the engine's own image, so that the host needs no Python packages.
+  - A model that is whole in the cache is left alone, and the hub is then not asked; a download that was
+    interrupted is continued.
+  - The token is handed to the container on standard input, never as an argument, variable or file of the host.
+options:
+  engine:
+    description: The container engine.
+    type: str
+    choices: [docker, podman]
+    default: docker
+  image:
+    description: The image whose C(hf) is used, by digest; it must be on the host.
+    type: str
+    required: true
+  models:
+    description: The models that must be there.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      repo:
+        description: The repository, C(organization/name).
+        type: str
+        required: true
+      revision:
+        description: Branch, tag or commit.
+        type: str
+        default: main
+      hf_home:
+        description: The cache's directory on the host.
+        type: path
+        required: true
+      endpoint:
+        description: The hub's address; empty is the public one.
+        type: str
+        default: ""
+  token:
+    description: The hub's token, for gated and private models.
+    type: str
+  stall_seconds:
+    description: After how long without a byte a download is started anew.
+    type: int
+    default: 120
+  progress_token:
+    description: Name under which the module reports its progress on the host.
+    type: str
+author: [sglang-ops contributors]
+"""
+
+EXAMPLES = r"""
+- name: Have the model
+  sglang_model:
+    image: lmsysorg/sglang@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+    models:
+      - repo: Qwen/Qwen3-8B
+        hf_home: /data/huggingface
+"""
+
+RETURN = r"""
+sglang_ops:
+  description: The models with their commits, snapshot paths and sizes.
+  returned: always
+  type: dict
+"""
+
+import os
+
+from ansible.module_utils import sglang_host_fetch as fetching
+from ansible.module_utils import sglang_host_image as images
+from ansible.module_utils import sglang_host_model as models
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.sglang_host_command import size
+from ansible.module_utils.sglang_host_progress import Progress
+
+
+def described(model, commit, count):
+    path = os.path.join(models.directory(model["hf_home"], model["repo"]), "snapshots", commit or "")
+    return {"repo": model["repo"], "revision": commit, "path": path, "bytes": count}
+
+
+def survey(wanted, token):
+    """[(model, source or None where it is cached, description)]. Raises SourceError, FetchError."""
+    found = []
+    for model in {(model["hf_home"], model["repo"], model["revision"]): model for model in wanted}.values():
+        there = models.cached(model["hf_home"], model["repo"], model["revision"])
+        if there["complete"]:
+            found.append((model, None, described(model, there["commit"], there["bytes"])))
+            continue
+        source = models.inspect_source(model["repo"], model["revision"], model["endpoint"], token)
+        fetching.check_space(model["hf_home"], model["repo"], source)
+        found.append((model, source, described(model, source["commit"], source["bytes"])))
+    return found
+
+
+def fetch_all(asked, missing):
+    """Download one after the other. Raises FetchError."""
+    engine, image = asked["engine"], asked["image"]
+    if not images.present(engine, [image])[image]:
+        raise fetching.FetchError("%s is not on the host; the module sglang_image brings it." % image)
+    with Progress(asked["progress_token"], "model") as progress:
+        for model, source in missing:
+            fetching.fetch(engine, image, model, source, asked["token"], asked["stall_seconds"], progress)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "engine": {"type": "str", "choices": ["docker", "podman"], "default": "docker"},
+            "image": {"type": "str", "required": True},
+            "models": {"type": "list", "elements": "dict", "required": True, "options": {
+                "repo": {"type": "str", "required": True},
+                "revision": {"type": "str", "default": "main"},
+                "hf_home": {"type": "path", "required": True},
+                "endpoint": {"type": "str", "default": ""},
+            }},
+            "token": {"type": "str", "no_log": True},
+            "stall_seconds": {"type": "int", "default": 120},
+            "progress_token": {"type": "str", "no_log": False},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    report = {"kind": "model", "models": []}
+    try:
+        found = survey(asked["models"], asked["token"])
+    except models.SourceError as error:
+        hint = {"exit_hint": 7} if error.kind in ("not-found", "needs-token") else {}
+        module.fail_json(msg=str(error), sglang_ops=report, **hint)
+    except fetching.FetchError as error:
+        module.fail_json(msg=str(error), sglang_ops=report, exit_hint=7)
+    report["models"] = [description for _, _, description in found]
+    missing = [(model, source) for model, source, _ in found if source]
+    lines = ["%s@%s: %s to download" % (model["repo"], source["commit"][:12],
+                                        size(fetching.missing_bytes(model["hf_home"], model["repo"], source)))
+             for model, source in missing]
+    diff = {"before_header": "models", "after_header": "models",
+            "before": "", "after": "".join(line + "\n" for line in lines)}
+    if missing and not module.check_mode:
+        try:
+            fetch_all(asked, missing)
+        except (fetching.FetchError, OSError) as error:
+            module.fail_json(msg=str(error), sglang_ops=report)
+    module.exit_json(changed=bool(missing), diff=diff, sglang_ops=report)
+
+
+if __name__ == "__main__":
+    main()
