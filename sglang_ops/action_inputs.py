@@ -50,6 +50,11 @@ def secrets_for(service: Mapping[str, Any], deployment: Deployment) -> dict[str,
     return {name: known[name] for name in service["secrets"] if name in known}
 
 
+def hub_token(task_vars: Mapping[str, Any], templar: Any) -> str | None:
+    """HF_TOKEN of the deployment, None where it has none."""
+    return Secrets.of(deployment_of(task_vars, templar), os.environ).values.get("HF_TOKEN")
+
+
 def runtime_for(service: Mapping[str, Any], deployment: Deployment) -> list[dict[str, str]]:
     """Variables that the host itself knows, as {"name": in the container, "source": on the host}."""
     references = deployment.env_vars

@@ -47,7 +47,7 @@ _SSH = (
         "something that is not an SSH server, or an overloaded one, closed the connection",
     ),
     (
-        r"Connection (?:to \S+ )?(?:closed|reset)|Broken pipe|Timeout, server \S+ not responding",
+        r"[Cc]onnection (?:to \S+ )?(?:closed|reset)|Broken pipe|Timeout, server \S+ not responding",
         "the SSH connection was lost",
     ),
     (

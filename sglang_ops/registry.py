@@ -218,7 +218,8 @@ class _Registry:
 
     def _unreachable(self, error: OSError | None) -> RegistryUnreachable:
         host = self._reference.host
-        reason = str(getattr(error, "reason", error))
+        cause = getattr(error, "reason", error)
+        reason = str(getattr(cause, "strerror", None) or cause)
         fix = None
         if "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason:
             reason, fix = "it speaks plain HTTP", f"Name {host} in container_engine_insecure_registries."

@@ -210,17 +210,22 @@ def _control_dir() -> Path:
 class _Interrupt:
     """Ctrl-C that leaves nothing running.
 
-    ansible-playbook runs in a session of its own, so the terminal's SIGINT reaches only us. The first one is passed
-    on to it: it ends its workers and their SSH connections within half a second. The second kills the whole tree.
+    ansible-playbook runs in a session of its own, so the terminal's SIGINT reaches only us. We pass it on, and
+    Ansible ends its workers and their SSH connections within half a second. A worker that was just being forked can
+    miss it (ansible-core signals it before it has its handler), and Ansible would then wait for that worker's module
+    to end: after a moment of grace, or at the second Ctrl-C, the whole tree is killed.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    GRACE_SECONDS = 0.7
 
     def __init__(self) -> None:
         self.requests = 0
         self._pid: int | None = None
         self._bystanders: list[int] = []
         self._previous: dict[signal.Signals, Any] = {}
+        self._deadline = threading.Timer(self.GRACE_SECONDS, self._kill)
+        self._deadline.daemon = True
 
     @property
     def requested(self) -> bool:
@@ -233,6 +238,7 @@ class _Interrupt:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._deadline.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -240,24 +246,34 @@ class _Interrupt:
         self.request()
 
     def request(self) -> None:
+        """Ask Ansible to end; asked again, make it."""
         self.requests += 1
-        self._act()
+        if self.requests == 1:
+            _send(self._leaders(), signal.SIGINT)
+            self._deadline.start()
+        else:
+            self._kill()
 
     def attach(self, pid: int) -> None:
+        """The process to end, known once Ansible has started; until then it is whatever child we have got."""
         self._pid = pid
         if self.requested:
-            self._act()
+            _send([pid], signal.SIGINT)
 
-    def _act(self) -> None:
-        ours = (pid for pid in children(os.getpid()) if pid not in self._bystanders)
-        targets = [self._pid] if self._pid else list(ours)
-        number = signal.SIGINT
-        if self.requests > 1:
-            targets = [pid for target in targets for pid in (target, *descendants(target))]
-            number = signal.SIGKILL
-        for pid in targets:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def _leaders(self) -> list[int]:
+        if self._pid:
+            return [self._pid]
+        return [pid for pid in children(os.getpid()) if pid not in self._bystanders]
+
+    def _kill(self) -> None:
+        leaders = self._leaders()
+        _send([*leaders, *(pid for leader in leaders for pid in descendants(leader))], signal.SIGKILL)
+
+
+def _send(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def children(pid: int) -> list[int]:

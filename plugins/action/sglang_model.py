@@ -1,17 +1,27 @@
-"""Download models with the module of the same name, showing its progress."""
+"""Fetch models with the module of the same name, showing its progress and handing it the hub's token."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
 
 try:
     import sglang_ops  # noqa: F401
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from sglang_ops.action_inputs import hub_token, plain
 from sglang_ops.ansible_action import ProgressAction
 
 
 class ActionModule(ProgressAction):
-    """The module `sglang_model`."""
+    """The module `sglang_model`; the token is read here and sent as a no_log argument."""
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
+        variables = task_vars or {}
+        arguments = plain(self._task.args) | {"token": hub_token(variables, self._templar)}
+        return result | self.execute_with_progress(module_args=arguments, task_vars=variables)

@@ -57,9 +57,11 @@ class Apt:
             self._get(*command)
 
     def _get(self, *arguments: str) -> None:
+        subject = next((word for word in arguments[1:] if not word.startswith("-")), "")
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:
-            done = self._progress.run_child([*_APT_GET, *arguments], self._show, env=_ENVIRONMENT, gentle=True)
+            done = self._progress.run_child([*_APT_GET, *arguments], lambda line: self._show(line, subject),
+                                            env=_ENVIRONMENT, gentle=True)
             if done.ok:
                 return
             if not _LOCKED.search(done.stdout) or time.monotonic() > deadline:
@@ -67,8 +69,8 @@ class Apt:
             self._progress.report("waiting for another package manager")
             time.sleep(3)  # apt-get itself waits for dpkg's lock only, not for those of lists and archives
 
-    def _show(self, line: str) -> None:
-        detail = status(line)
+    def _show(self, line: str, subject: str) -> None:
+        detail = status(line, subject)
         if detail:
             self._progress.report(detail)
 
@@ -79,17 +81,14 @@ def lists_are_fresh() -> bool:
     return time.time() - os.stat(LISTS).st_mtime < _LISTS_MAX_AGE
 
 
-def status(line: str) -> str:
-    """A line of apt's status stream as a few words, "" for every other line. Pure."""
+def status(line: str, subject: str) -> str:
+    """A line of apt's status stream as a few words about `subject`, "" for every other line. Pure."""
     kind, _, rest = line.partition(":")
-    if kind == "dlstatus":
-        return "downloading packages, %.0f %%" % float(rest.split(":")[1])
-    if kind == "pmstatus":
-        package, _, text = rest.split(":", 2)
-        verb = text.split(" ", 1)[0].lower()
-        if verb in ("installing", "configuring", "unpacking", "preparing"):
-            return "%s %s" % ("installing" if verb in ("unpacking", "preparing") else verb, package)
-    return ""
+    words = {"dlstatus": "downloading", "pmstatus": "installing"}
+    fields = rest.split(":")
+    if kind not in words or len(fields) < 3 or not subject:
+        return ""
+    return "%s %s, %.0f %%" % (words[kind], subject, float(fields[1]))
 
 
 def reason(done: Output) -> str:

@@ -11,6 +11,7 @@ from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils.sglang_host_command import free_bytes, run, share, size
 
 _SPARE_BYTES = 100 * 10**6
+_FORGOTTEN_SECONDS = 3600  # without a byte: whoever downloaded this is gone
 _PRIVATE = "/run/sglang-ops"
 # The token comes on standard input and lives in the container's own memory: it is in no argument, no variable,
 # no `inspect` and no file of the host, and gone with the container. Older images have huggingface-cli only.
@@ -34,7 +35,7 @@ class Stalled(Exception):
 
 
 def missing_bytes(hf_home: str, repo: str, source: dict) -> int:
-    return source["bytes"] - models.downloaded(hf_home, repo, source["files"])
+    return source["bytes"] - models.held(hf_home, repo, source["files"], reusable=True)
 
 
 def check_space(hf_home: str, repo: str, source: dict) -> None:
@@ -75,7 +76,7 @@ class Watch:
 
     def tick(self) -> None:
         held = self._count()
-        if held > self._seen:
+        if held != self._seen:  # a file that is begun anew makes it less
             self._seen, self._since = held, self._clock()
         elif self._clock() - self._since > self._stall:
             raise Stalled
@@ -90,10 +91,9 @@ def fetch(engine: str, image: str, model: dict, source: dict, token: str | None,
     repo, home = model["repo"], model["hf_home"]
     os.makedirs(home, mode=0o755, exist_ok=True)
     for xet in (True, False):
-        watch = Watch(lambda: models.downloaded(home, repo, source["files"]), source["bytes"], stall_seconds,
-                      progress.report)
+        watch = Watch(lambda: models.held(home, repo, source["files"]), source["bytes"], stall_seconds, progress.report)
         try:
-            with _container_gone_after(engine, container_name(home, repo)):
+            with _no_container_left(engine, container_name(home, repo)), _no_partial_left(models.blobs(home, repo)):
                 argv = command(engine, image, model, source, bool(token), xet)
                 done = progress.run_child(argv, on_tick=watch.tick, stdin=token or "")
         except Stalled:
@@ -110,13 +110,41 @@ def fetch(engine: str, image: str, model: dict, source: dict, token: str | None,
 
 
 @contextlib.contextmanager
-def _container_gone_after(engine: str, name: str):
+def _no_container_left(engine: str, name: str):
     """No container of this name before and after, whatever happens in between."""
     run(engine, "rm", "--force", name)
     try:
         yield
     finally:
         run(engine, "rm", "--force", name)
+
+
+@contextlib.contextmanager
+def _no_partial_left(directory: str):
+    """No partial files that nobody can continue: ours when we end, forgotten ones when we begin."""
+    before = _private_partials(directory)
+    for path, modified in before.items():
+        if time.time() - modified > _FORGOTTEN_SECONDS:
+            _remove(path)
+    try:
+        yield
+    finally:
+        for path in set(_private_partials(directory)) - set(before):
+            _remove(path)
+
+
+def _private_partials(directory: str) -> dict:
+    found = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            if models.PRIVATE_PARTIAL.search(entry.name):
+                found[entry.path] = entry.stat().st_mtime
+    return found
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def explain(repo: str, hf_home: str, done) -> str:

@@ -24,6 +24,7 @@ _CAUSES = (
     ("missing", r"manifest unknown|not found|name unknown|name_unknown|does not exist|no such image|\b404\b"),
     ("unreachable", r"dial tcp|no (such|route to) host|connection (refused|reset)|time(out|d out)|deadline|\bEOF\b"),
 )
+_ROUTE = re.compile(r'^.*(?:Get|Head|Post) "[^"]*": (?:dial tcp [\d.]+:\d+: (?:connect: )?)?')  # how it got there
 _SENTENCES = {
     "space": "%(ref)s does not fit: the disk of %(engine)s is full. Free space there, then deploy again.",
     "http": "%(registry)s speaks plain HTTP, which %(engine)s refuses. Add it to container_engine_insecure_registries.",
@@ -64,7 +65,7 @@ def present(engine: str, refs) -> dict[str, bool]:
 def explain(told: str, ref: str, digest_ref: str, engine: str) -> PullError:
     """The engine's words as one sentence that says what to do. Pure."""
     name, digest = parts(digest_ref)
-    told = " ".join(told.split())
+    told = _ROUTE.sub("", " ".join(told.split()))
     cause = next((cause for cause, pattern in _CAUSES if re.search(pattern, told, re.IGNORECASE)), "other")
     values = {"ref": ref, "digest": digest, "registry": registry(name), "engine": engine, "told": told}
     return PullError(cause, _SENTENCES[cause] % values)
@@ -114,7 +115,8 @@ class Tally:
     def text(self) -> str:
         layers = [layer for layer in self._layers.values() if not layer.there]
         if layers and all(layer.done for layer in layers):
-            return "unpacking " + share(sum(layer.unpacked for layer in layers), sum(layer.total for layer in layers))
+            unpacked, total = sum(layer.unpacked for layer in layers), sum(layer.total for layer in layers)
+            return "unpacking " + (share(unpacked, total) if unpacked else size(total))  # podman does not tell
         known = sum(layer.total for layer in layers)
         whole = known if any(layer.there for layer in self._layers.values()) else max(known, self._expected)
         return share(sum(layer.downloaded for layer in layers), whole)

@@ -23,6 +23,11 @@ _UNUSED = ("original/*", "onnx/*", "openvino/*", "coreml/*", "*.onnx", "*.h5", "
 _UNUSED_BESIDE_SAFETENSORS = ("pytorch_model*.bin", "*.pth")
 
 
+# huggingface_hub 2 downloads each file into one that only its own process knows (BLOB.1a2b3c4d.incomplete) and
+# begins anew after an interruption; older ones continue BLOB.incomplete.
+PRIVATE_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.incomplete$")
+
+
 class SourceError(Exception):
     """The hub does not give the model. `kind`: not-found, needs-token, rate-limited, unreachable."""
 
@@ -101,17 +106,24 @@ def remember(hf_home: str, repo: str, revision: str, source: dict) -> None:
         write_atomic(os.path.join(home, "refs", revision), source["commit"])
 
 
-def downloaded(hf_home: str, repo: str, files) -> int:
-    """Bytes of `files` that are in the cache, of files under way too."""
-    blobs = os.path.join(directory(hf_home, repo), "blobs")
-    present = {}
+def blobs(hf_home: str, repo: str) -> str:
+    return os.path.join(directory(hf_home, repo), "blobs")
+
+
+def held(hf_home: str, repo: str, files, reusable: bool = False) -> int:
+    """Bytes of `files` that are in the cache, files under way included; with `reusable`, only what the next
+    download will not fetch again."""
+    present = {}  # type: dict[str, int]
     try:
-        with os.scandir(blobs) as entries:
+        with os.scandir(blobs(hf_home, repo)) as entries:
             for entry in entries:
+                if reusable and PRIVATE_PARTIAL.search(entry.name):
+                    continue
                 state = entry.stat()
-                held = min(state.st_size, state.st_blocks * 512) if ".incomplete" in entry.name else state.st_size
-                name = entry.name.partition(".")[0]
-                present[name] = max(present.get(name, 0), held)
+                partial = entry.name.endswith(".incomplete")
+                count = min(state.st_size, state.st_blocks * 512) if partial else state.st_size  # xet writes sparse files
+                blob = entry.name.partition(".")[0]
+                present[blob] = max(present.get(blob, 0), count)
     except FileNotFoundError:
         return 0
     return sum(min(present.get(item["blob"], 0), item["size"]) for item in files)

@@ -8,6 +8,8 @@ _PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,ExecMainStatus,Invocatio
 
 # A stop waits for the requests in flight; the unit itself has the shorter limit.
 TIMEOUT_SECONDS = 24 * 3600
+# SGLang prints its five hundred arguments in one line.
+LINE_LENGTH = 400
 
 
 def show(units):
@@ -31,11 +33,11 @@ def state(properties):
 
 
 def journal(unit, invocation=None, lines=30):
-    """The last log lines of a unit's container, oldest first."""
+    """The last log lines of a unit's container, oldest first, each cut to what a person reads."""
     match = ["_SYSTEMD_INVOCATION_ID=" + invocation] if invocation else ["--unit", unit]
     output = run("journalctl", "--quiet", "--no-pager", "--output", "cat", "--lines", str(lines),
                  "SYSLOG_IDENTIFIER=" + unit, *match).stdout
-    return output.splitlines()[-lines:]
+    return [line[:LINE_LENGTH] for line in output.splitlines()[-lines:]]
 
 
 def systemctl(*arguments):

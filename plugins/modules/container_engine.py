@@ -86,7 +86,7 @@ def apply(needed, desired, progress):
     if needed.packages:
         Apt(progress).install(needed.packages)
     if needed.service:
-        progress.report("%s docker" % needed.service)
+        progress.report("waiting for docker")
         tell(needed.service)
     return needed
 

@@ -164,12 +164,15 @@ def present(host, services, secrets, runtime):
 
 
 def keep_release(host, service, secrets, runtime):
-    """Write the release directory, secrets included."""
+    """Write the release directory, secrets included, and make the directories that the container mounts."""
     name = service["name"]
     values = dict(secrets.get(name, {}), **_from_host(host, name, runtime.get(name, [])))
     record = dict({key: service[key] for key in RECORD}, engine=service["gate"]["engine"])
-    if not host.check:
-        store.write_release(name, service["release"], service["unit"], record, values)
+    if host.check:
+        return
+    store.write_release(name, service["release"], service["unit"], record, values)
+    for directory in service["directories"]:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
 
 
 def _word(step):

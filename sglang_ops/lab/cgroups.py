@@ -9,13 +9,14 @@ from pathlib import Path
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
-def enter(lab: str, host: str) -> None:
-    """Move the calling process into the group of a host; systemd-nspawn puts the host below it.
+def enter(lab: str, name: str) -> None:
+    """Move the calling process into a group of the lab; systemd-nspawn puts the host that it boots below it.
 
-    Where the machine mounts cgroup v2 alone, the machine's controllers are handed down, as far as it has them.
+    Where the machine mounts cgroup v2 alone, its controllers are handed down, as far as it has them.
     """
     for mount in _hierarchies("cgroup2"):
-        group = mount / _name(lab) / host
+        group = mount / _name(lab) / name
+        _remove(group)  # a host that was booted before has left groups below it, and then nothing may enter
         group.mkdir(parents=True, exist_ok=True)
         controllers = (mount / "cgroup.controllers").read_text().split()
         for parent in (mount, group.parent):
@@ -28,10 +29,12 @@ def enter(lab: str, host: str) -> None:
 def remove(lab: str) -> None:
     """Remove the lab's groups in every hierarchy; its processes must have ended."""
     for mount in _hierarchies("cgroup2", "cgroup"):
-        group = mount / _name(lab)
-        if group.is_dir():
-            for directory, _, _ in os.walk(group, topdown=False):
-                Path(directory).rmdir()
+        _remove(mount / _name(lab))
+
+
+def _remove(group: Path) -> None:
+    for directory, _, _ in os.walk(group, topdown=False):
+        Path(directory).rmdir()
 
 
 def _name(lab: str) -> str:
@@ -39,10 +42,11 @@ def _name(lab: str) -> str:
 
 
 def _hierarchies(*kinds: str) -> list[Path]:
-    """Where control group file systems of these kinds are mounted."""
-    mounts = []
+    """Where control group file systems of these kinds are mounted; the first place of each."""
+    mounts: dict[str, Path] = {}
     for line in _MOUNTS.read_text().splitlines():
         left, _, right = line.partition(" - ")
+        _, _, device, _, place, *_ = left.split()
         if right.split()[0] in kinds:
-            mounts.append(Path(left.split()[4]))
-    return mounts
+            mounts.setdefault(device, Path(place))
+    return list(mounts.values())

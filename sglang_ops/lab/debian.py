@@ -58,7 +58,7 @@ def bootstrap(suite: str, packages: Sequence[str], target_dir: Path, *, log: Log
         shutil.rmtree(target_dir, ignore_errors=True)
         raise OpsError(
             f"mmdebstrap could not build a Debian {suite} tree: {_last_words(done.stdout)}",
-            fix=f"make a Debian mirror reachable, or name one that is in {MIRROR_VARIABLE}",
+            fix=f"Make a Debian mirror reachable, or name one that is in {MIRROR_VARIABLE}.",
         )
     trust_machine_authorities(target_dir)
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +63,10 @@ def intentions(shape: Shape) -> list[str]:
     if not is_cached(shape):
         lines.append(f"builds once, some minutes, kept in {cache_root()}: host tree, images, model")
     lines += [
-        "needs root for: process, mount and network namespaces, in which the whole lab lives; a virtual cable",
-        f"  into them; a masquerade rule (nftables); {', '.join(network.needed_settings(shape.hosts))}",
-        f"all of that ends with: sglang-ops lab down{_name_option(shape.name)}",
+        "needs root for: process, mount and network namespaces, in which all of the lab lives; a virtual cable into",
+        "  them; a masquerade rule, so that hosts reach package mirrors; control groups; and the kernel settings",
+        f"  {', '.join(network.needed_settings(shape.hosts))}",
+        f"`sglang-ops lab down{_name_option(shape.name)}` takes all of that back",
     ]
     return lines
 
@@ -80,7 +80,7 @@ def up(shape: Shape, *, log: Log) -> Folder:
     lab = folder(shape.name)
     if is_up(shape):
         return lab
-    requirements.check(shape, lab.root, cache_root(), cold=not is_cached(shape))
+    check(shape)
     lab.root.mkdir(parents=True, exist_ok=True)
     with locked(lab.root):
         if is_up(shape):  # by someone who held the lock before us
@@ -95,6 +95,11 @@ def up(shape: Shape, *, log: Log) -> Folder:
     return lab
 
 
+def check(shape: Shape) -> None:
+    """Refuse a machine that cannot carry the lab. Raises PreflightError; touches nothing."""
+    requirements.check(shape, state_root(), cache_root(), cold=not is_cached(shape))
+
+
 def is_up(shape: Shape) -> bool:
     """Whether this very lab is up. Raises UsageError where another one has its name."""
     lab = folder(shape.name)
@@ -103,8 +108,8 @@ def is_up(shape: Shape) -> bool:
         return False
     if plan.shape != shape:
         raise UsageError(
-            f"lab {shape.name} is up with another shape: {plan.shape}",
-            fix=f"end it with: sglang-ops lab down{_name_option(shape.name)}, or choose another --name",
+            f"Lab {shape.name} is up with another shape: {plan.shape}.",
+            fix=f"End it with `sglang-ops lab down{_name_option(shape.name)}`, or choose another --name.",
         )
     return True
 
@@ -120,7 +125,7 @@ def load(name: str) -> tuple[Folder, Plan]:
     lab = folder(name)
     plan = lab.load_plan()
     if plan is None:
-        raise UsageError(f"there is no lab {name}", fix=f"make one with: sglang-ops lab up{_name_option(name)}")
+        raise UsageError(f"There is no lab {name}.", fix=f"Make one with `sglang-ops lab up{_name_option(name)}`.")
     return lab, plan
 
 
@@ -150,7 +155,7 @@ def down(name: str) -> bool:
 
     A `lab up` that is still at work loses what it started, fails, and clears away the rest itself.
     """
-    requirements.check_root("down")
+    requirements.check_root()
     lab = folder(name)
     if not lab.root.exists():
         return False
@@ -162,9 +167,12 @@ def down(name: str) -> bool:
 
 def purge() -> int:
     """Remove the cache; the bytes won. Raises UsageError while a lab shows what is in it."""
-    requirements.check_root("down --purge")
+    requirements.check_root()
     if labs := _labs():
-        raise UsageError(f"lab {labs[0].root.name} uses the cache", fix="end it first")
+        raise UsageError(
+            f"Lab {labs[0].root.name} uses the cache.",
+            fix="End it first: sglang-ops lab down --name " + labs[0].root.name,
+        )
     won = sum(path.lstat().st_size for path in cache_root().rglob("*"))
     shutil.rmtree(cache_root(), ignore_errors=True)
     return won
@@ -225,7 +233,7 @@ def _supervise(lab: Folder) -> int:
         unshare = subprocess.Popen(
             [
                 "unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net",
-                sys.executable, "-m", "sglang_ops.lab.supervisor", str(lab.root),
+                *processes.supervisor_command(lab),
             ],
             env={"PATH": requirements.search_path(), "PYTHONPATH": package_root, MARK: str(lab.root)},
             cwd="/",
@@ -236,7 +244,7 @@ def _supervise(lab: Folder) -> int:
         )  # fmt: skip
     while (supervisor := processes.find_supervisor(lab)) is None:
         if unshare.poll() is not None:
-            raise OpsError(f"the lab's supervisor did not start: {lab.log('supervisor').read_text().strip()}")
+            raise OpsError(f"The lab's supervisor did not start: {lab.log('supervisor').read_text().strip()}")
     return supervisor
 
 
@@ -260,6 +268,9 @@ def _remove(lab: Folder) -> None:
         if not _labs():
             network.restore_settings(_settings_record())
             state_root().rmdir()
+            if state_root().parent.name == "sglang-ops":
+                with contextlib.suppress(OSError):  # there is something else in it
+                    state_root().parent.rmdir()
 
 
 def _labs() -> list[Folder]:

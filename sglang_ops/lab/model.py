@@ -27,7 +27,7 @@ _LAYERS, _HIDDEN, _MLP, _HEADS, _KV_HEADS, _HEAD_DIM = 2, 64, 128, 4, 2, 16
 _CONTEXT_TOKENS = 4096
 _NOISE = 0.02  # standard deviation of random weights: too small to break the chain
 _PULL = 4.0  # how strongly a token points at the next: sampling at temperature 1 changes nothing
-_CLOSING = {'"': 0.7, "}": 0.6, "]": 0.5, ",": 0.4, ":": 0.3}  # the same for what closes a JSON value, in parts of _PULL
+_CLOSING = {'"': 0.7, "}": 0.6, "]": 0.5, ",": 0.4, ":": 0.3}  # what closes a JSON value, in parts of _PULL
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -161,13 +161,13 @@ def _weights(tokens: list[str], words: list[str]) -> dict[str, Matrix]:
     # One direction per word, and one that every other token has in common: after any of them the sentence begins.
     directions = matrix(len(words) + 1, _HIDDEN, deviation=1.0)
     common, of_word = directions[0], dict(zip(words, directions[1:], strict=True))
-    embedding = [_sum((1.0, of_word.get(token, common)), (1.0, noise)) for token, noise in
-                 zip(tokens, matrix(len(tokens), _HIDDEN, deviation=0.1), strict=True)]
+    noises = matrix(len(tokens), _HIDDEN, deviation=0.1)
+    embedding = [_plus(of_word.get(token, common), noise) for token, noise in zip(tokens, noises, strict=True)]
     output = matrix(len(tokens), _HIDDEN)
 
     def point(token: str, direction: list[float], strength: float) -> None:
         row = tokens.index(token)
-        output[row] = _sum((1.0, output[row]), (strength * _PULL / _HIDDEN**0.5, direction))
+        output[row] = _plus(output[row], direction, times=strength * _PULL / _HIDDEN**0.5)
 
     point(words[0], common, 1.0)
     for word, successor in pairwise([*words, _SPECIAL_TOKENS[_END]]):
@@ -193,9 +193,8 @@ def _weights(tokens: list[str], words: list[str]) -> dict[str, Matrix]:
     return tensors
 
 
-def _sum(*terms: tuple[float, list[float]]) -> list[float]:
-    return [sum(factor * value for (factor, _), value in zip(terms, column, strict=True))
-            for column in zip(*(vector for _, vector in terms), strict=True)]
+def _plus(one: list[float], other: list[float], *, times: float = 1.0) -> list[float]:
+    return [left + times * right for left, right in zip(one, other, strict=True)]
 
 
 def _safetensors(tensors: dict[str, Matrix]) -> bytes:

@@ -32,7 +32,7 @@ def free_network(taken: Iterable[IPv4Network]) -> str:
     for candidate in _RANGE.subnets(new_prefix=24):
         if not any(candidate.overlaps(other) for other in taken):
             return str(candidate.network_address).rpartition(".")[0]
-    raise OpsError(f"every network of {_RANGE} is in use here", fix="end a lab: sglang-ops lab down")
+    raise OpsError(f"Every network of {_RANGE} is in use here.", fix="End a lab: sglang-ops lab down")
 
 
 def machine_networks() -> list[IPv4Network]:

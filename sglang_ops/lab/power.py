@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sglang_ops.errors import OpsError, UsageError
-from sglang_ops.lab import processes
+from sglang_ops.lab import processes, requirements
 from sglang_ops.lab.settings import MODEL_SOURCE_PORT, REGISTRY_PORT, Folder, Host, Plan
 
 Log = Callable[[str], None]
@@ -43,23 +43,30 @@ def states(lab: Folder, plan: Plan) -> dict[str, str]:
     }
 
 
-def switch(lab: Folder, plan: Plan, name: str, power: str, *, hard: bool = False) -> None:
+def find(plan: Plan, name: str) -> Host:
+    """The host of that name. Raises UsageError if the lab has none."""
+    for host in plan.hosts:
+        if host.name == name:
+            return host
+    names = f"{plan.hosts[0].name} … {plan.hosts[-1].name}"
+    raise UsageError(f"Lab {plan.shape.name} has no host {name}.", fix=f"Its hosts are {names}.")
+
+
+def switch(lab: Folder, plan: Plan, name: str, position: str, *, hard: bool = False) -> None:
     """Switch a host "on", "off" or let it "reboot", and wait until it has; `hard` pulls the plug.
 
     Raises UsageError for a host that the lab does not have, OpsError for one that does not follow.
     """
-    host = next((host for host in plan.hosts if host.name == name), None)
-    if host is None:
-        names = f"{plan.hosts[0].name} … {plan.hosts[-1].name}"
-        raise UsageError(f"lab {plan.shape.name} has no host {name}", fix=f"its hosts are {names}")
+    host = find(plan, name)
+    requirements.check_root()
     boots = _report(lab)[name].boots
-    _request(lab, {"host": name, "power": power, "hard": hard})
+    _request(lab, {"host": name, "power": position, "hard": hard})
     deadline = time.monotonic() + _STOP_PATIENCE
-    while not _has_followed(lab, name, power, boots):
+    while not _has_followed(lab, name, position, boots):
         if time.monotonic() > deadline:
-            raise OpsError(f"{name} did not follow within {_STOP_PATIENCE:.0f} s", fix=f"read {lab.log(name)}")
+            raise OpsError(f"{name} did not follow within {_STOP_PATIENCE:.0f} s.", fix=f"Read {lab.log(name)}")
         time.sleep(_POLL)
-    if power != "off":
+    if position != "off":
         wait_for_hosts(lab, [host], log=lambda _: None)
 
 
@@ -86,7 +93,7 @@ def wait_for_services(lab: Folder, plan: Plan) -> None:
         deadline = time.monotonic() + _BOOT_PATIENCE
         while not _connects(plan.services, port):
             if time.monotonic() > deadline or processes.find_supervisor(lab) is None:
-                raise OpsError(f"the lab's {name} did not start: {_tail(lab, name)} {_tail(lab, 'supervisor')}")
+                raise OpsError(f"The lab's {name} did not start: {_tail(lab, name)} {_tail(lab, 'supervisor')}")
             time.sleep(_POLL)
 
 
@@ -106,7 +113,9 @@ def _request(lab: Folder, request: dict[str, object]) -> None:
             control.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(control.makefile().readline())
         except (OSError, ValueError) as error:
-            raise OpsError(f"the lab's supervisor does not answer: {error}", fix="is the lab up? lab status") from error
+            raise OpsError(
+                f"The lab's supervisor does not answer: {error}", fix="See `sglang-ops lab status`."
+            ) from error
     if answer["error"]:
         raise OpsError(answer["error"])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 from sglang_ops.errors import OpsError
@@ -20,36 +20,30 @@ _PATIENCE = 30.0  # seconds for the kernel to take down a lab's namespaces; a fu
 
 def pid_in_namespaces(pid: int) -> list[int]:
     """The pid of a process in each pid namespace it is in, the reader's own first. Empty if it has ended."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("NSpid:"):
-                return [int(number) for number in line.split()[1:]]
-    except (FileNotFoundError, ProcessLookupError):
-        pass
+    for line in _read(pid, "status").splitlines():
+        if line.startswith(b"NSpid:"):
+            return [int(number) for number in line.split()[1:]]
     return []
 
 
+def supervisor_command(folder: Folder) -> list[str]:
+    return [sys.executable, "-m", "sglang_ops.lab.supervisor", str(folder.root)]
+
+
 def find_supervisor(folder: Folder) -> int | None:
-    """The lab's supervisor: the marked process that is the first one of a namespace right below ours."""
-    for pid in marked(folder):
-        namespaces = pid_in_namespaces(pid)
-        if len(namespaces) == 2 and namespaces[1] == 1:
+    """The lab's supervisor, known by its command line, which everyone may read, and by being process 1."""
+    arguments = "\0".join([*supervisor_command(folder)[1:], ""]).encode()
+    for pid in _pids():
+        if _read(pid, "cmdline").endswith(arguments) and pid_in_namespaces(pid)[-1:] == [1]:
             return pid
     return None
 
 
-def marked(folder: Folder) -> Iterator[int]:
+def marked(folder: Folder) -> list[int]:
     """The pids of all processes that carry the lab's mark, the caller and its ancestors apart."""
     mark = f"{MARK}={folder.root}".encode()
     family = _family()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) not in family:
-            try:
-                environment = (entry / "environ").read_bytes()
-            except OSError:  # it has ended
-                continue
-            if mark in environment.split(b"\0"):
-                yield int(entry.name)
+    return [pid for pid in _pids() if pid not in family and mark in _read(pid, "environ").split(b"\0")]
 
 
 def end_all(folder: Folder) -> None:
@@ -57,7 +51,7 @@ def end_all(folder: Folder) -> None:
 
     Returns when they have ended. Raises OpsError if the kernel has not done it within half a minute.
     """
-    while pids := list(marked(folder)):
+    while pids := marked(folder):
         for pid in pids:
             _kill(pid)
 
@@ -70,11 +64,23 @@ def _kill(pid: int) -> None:
     try:
         signal.pidfd_send_signal(handle, signal.SIGKILL)
         if not select.select([handle], [], [], _PATIENCE)[0]:
-            raise OpsError(f"process {pid} of the lab does not end", fix="look at it with: ps -fp " + str(pid))
+            raise OpsError(f"Process {pid} of the lab does not end.", fix=f"Look at it with `ps -fp {pid}`.")
     except ProcessLookupError:
         pass
     finally:
         os.close(handle)
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    """A file of a process in /proc; empty if the process has ended or is none of the caller's business."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
 
 
 def _family() -> set[int]:

@@ -34,22 +34,27 @@ def check(shape: Shape, state: Path, cache: Path, *, cold: bool) -> None:
     """Refuse, before anything is touched, a machine that cannot carry the lab. Raises PreflightError."""
     if platform.system() != "Linux":
         raise PreflightError(
-            f"a lab needs Linux; this is {platform.system()}",
-            fix="use a Debian or Ubuntu machine, a virtual one will do",
+            f"A lab needs Linux; this is {platform.system()}.",
+            fix="Use a Debian or Ubuntu machine, a virtual one will do.",
         )
-    check_root("up")
+    check_root()
     if missing_packages() and not shutil.which("apt-get"):
         raise PreflightError(
-            f"a lab needs {', '.join(missing_packages())}, and there is no apt-get to install them with",
-            fix="install them by hand, or use a Debian or Ubuntu machine",
+            f"A lab needs {', '.join(missing_packages())}, and there is no apt-get to install them with.",
+            fix="Install them by hand, or use a Debian or Ubuntu machine.",
         )
+    _check_file_system(state)
     _check_memory(shape)
     _check_disk(shape, state, cache, cold=cold)
 
 
-def check_root(verb: str) -> None:
+def check_root() -> None:
+    """Raises PreflightError for everyone but root."""
     if os.geteuid() != 0:
-        raise PreflightError(f"lab {verb} needs root", fix=f"run: sudo sglang-ops lab {verb} …")
+        raise PreflightError(
+            "A lab is made of namespaces, mounts and network rules, and only root can make them.",
+            fix="Run it with sudo.",
+        )
 
 
 def missing_packages() -> list[str]:
@@ -89,14 +94,27 @@ def install_packages(log: Callable[[str], None]) -> None:
         subprocess.run(["systemctl", "disable", "--quiet", "--now", "docker-registry"], check=False)
 
 
+def _check_file_system(state: Path) -> None:
+    """An overlay's upper layer can lie neither on another overlay nor on NFS."""
+    command = ["stat", "--file-system", "--format=%T", str(_nearest(state))]
+    kind = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if kind in {"overlayfs", "nfs"}:
+        raise PreflightError(
+            f"A lab keeps layers of file systems in {state}, and {kind} cannot hold them.",
+            fix="Name a directory on a disk in SGLANG_OPS_LAB_STATE.",
+        )
+
+
 def _check_memory(shape: Shape) -> None:
     need = shape.hosts * _HOST_MEMORY[shape.server]
     have = _available_memory()
     if have < need:
         raise PreflightError(
             f"{shape.hosts} hosts with the {shape.server} server need {_gib(need)} of memory, "
-            f"and {_gib(have)} are available",
-            fix="ask for fewer hosts" + ("" if shape.server == "simulator" else ", or --server simulator"),
+            f"and {_gib(have)} are available.",
+            fix="Ask for fewer hosts."
+            if shape.server == "simulator"
+            else "Ask for fewer hosts, or --server simulator.",
         )
 
 
@@ -115,8 +133,8 @@ def _check_disk(shape: Shape, state: Path, cache: Path, *, cold: bool) -> None:
         free = shutil.disk_usage(path).free
         if free < need:
             raise PreflightError(
-                f"the lab needs {_gib(need)} of disk, and {_gib(free)} are free below {path}",
-                fix="make room, ask for fewer hosts, or set SGLANG_OPS_LAB_STATE and SGLANG_OPS_LAB_CACHE",
+                f"The lab needs {_gib(need)} of disk, and {_gib(free)} are free below {path}.",
+                fix="Make room, ask for fewer hosts, or set SGLANG_OPS_LAB_STATE and SGLANG_OPS_LAB_CACHE.",
             )
 
 
@@ -130,7 +148,7 @@ def _available_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
-    raise OpsError("/proc/meminfo does not tell how much memory is available")
+    raise OpsError("/proc/meminfo does not tell how much memory is available.")
 
 
 def _gib(count: float) -> str:

@@ -45,8 +45,8 @@ class Shape:
         """Raises UsageError for a shape that cannot be built."""
         if not _NAME.match(self.name):
             raise UsageError(
-                f"a lab cannot be called '{self.name}'",
-                fix="use up to 15 lower-case letters, digits and dashes, beginning with a letter",
+                f"A lab cannot be called '{self.name}'.",
+                fix="Use up to 15 lower-case letters, digits and dashes, beginning with a letter.",
             )
         _within("--hosts", self.hosts, 1, MAX_HOSTS)
         _within("--gpus", self.gpus, 0, MAX_GPUS)
@@ -212,9 +212,9 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 
 def _within(option: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise UsageError(f"{option} {value} is out of range", fix=f"use {low} to {high}")
+        raise UsageError(f"{option} {value} is out of range.", fix=f"Use {low} to {high}.")
 
 
 def _one_of(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise UsageError(f"{option} {value} is not known", fix=f"use {' or '.join(choices)}")
+        raise UsageError(f"{option} {value} is not known.", fix=f"Use {' or '.join(choices)}.")

@@ -62,6 +62,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Build the lab and keep it; does not return."""
+        cgroups.enter(self.plan.shape.name, "supervisor")  # out of the login session that it shall outlive
         _mount("tmpfs", "tmpfs", Path("/run"), "mode=755")  # nspawn's locks shall end with the lab
         _network(self.plan)
         self._mount_layers()
@@ -151,14 +152,14 @@ class Supervisor:
         """Do what was asked of a host; the reason why not, if it cannot be done."""
         child = self.children.get(name)
         if child is None or not child.is_host:
-            return f"there is no host {name}"
+            return f"There is no host {name}."
         if power == "on":
             if not child.process:
                 self._start(child)
             return None
         init = _init_of(child.process.pid) if child.process else None
         if init is None:
-            return f"{name} is not running"
+            return f"{name} is not running."
         child.wanted = power
         os.kill(init, _POWER_SIGNALS[power, hard])
         return None

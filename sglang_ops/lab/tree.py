@@ -17,9 +17,13 @@ from sglang_ops.lab import debian
 from sglang_ops.lab.locks import locked
 from sglang_ops.lab.settings import USERS
 
-_PACKAGES = (
+_EVERY_HOST = (
     "systemd systemd-sysv dbus openssh-server ca-certificates sudo python3 python3-apt iproute2 procps util-linux"
 )
+_PACKAGES: Mapping[str, str] = {
+    "debian12": f"{_EVERY_HOST} runc",  # why: assets/tree/debian12/etc/containers
+    "debian13": _EVERY_HOST,
+}
 
 # Engines and what goes with them. They are downloaded, not installed: hosts start without an engine, and a
 # hundred installations ask the mirror once.
@@ -55,7 +59,7 @@ def ensure(system: str, cache: Path, *, log: Log) -> Path:
             started = time.monotonic()
             partial = tree.with_name(f".partial-{tree.name}")
             suite = debian.SUITES[system]
-            debian.bootstrap(suite, _PACKAGES.split(), partial, log=log, keep_lists=True)
+            debian.bootstrap(suite, _PACKAGES[system].split(), partial, log=log, keep_lists=True)
             _customise(partial, system)
             partial.rename(tree)
             log(f"host tree {system} built in {time.monotonic() - started:.0f} s")
@@ -83,18 +87,23 @@ def _key(system: str) -> str:
         debian.apt_settings(),
     ]
     recipe += [os.environ.get(debian.MIRROR_VARIABLE), debian.authorities_digest()]
-    recipe += [[name, path.read_text()] for name, path in _files()]
+    recipe += [(name, path.read_text()) for name, path in _files(system)]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
 
 
-def _files() -> list[tuple[str, Path]]:
-    """The files of assets/tree by their path in the tree."""
+def _files(system: str) -> list[tuple[str, Path]]:
+    """The files of assets/tree that `system` gets, by their path in the tree."""
     with resources.as_file(resources.files("sglang_ops.lab") / "assets" / "tree") as root:
-        return sorted((str(path.relative_to(root)), path) for path in root.rglob("*") if path.is_file())
+        return [
+            (str(path.relative_to(root / part)), path)
+            for part in ("every", system)
+            for path in sorted((root / part).rglob("*"))
+            if path.is_file()
+        ]
 
 
 def _customise(tree: Path, system: str) -> None:
-    for name, source in _files():
+    for name, source in _files(system):
         target = tree / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

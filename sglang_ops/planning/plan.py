@@ -20,7 +20,7 @@ from sglang_ops.planning.command import (
 from sglang_ops.planning.facts import HostFacts, Service
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.questions import repository
-from sglang_ops.planning.release import differences, release_id
+from sglang_ops.planning.release import differences, release_id, short
 from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.systemd import Unit
 from sglang_ops.spec import Deployment
@@ -56,6 +56,7 @@ class ServicePlan:
     unit: str
     content: dict[str, Any]
     gate: dict[str, Any]
+    directories: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
 
 
@@ -210,6 +211,7 @@ def _service(
         unit=unit(release),
         content=content,
         gate=_gate(deployment, settings, release),
+        directories=tuple(mount.source for mount in bind if not mount.read_only),
         secrets=by_file,
     )
 
@@ -260,7 +262,7 @@ def _steps(facts: HostFacts, image: ResolvedImage, source: ModelSource, service:
     steps = [Step("engine", facts.engine.name, reason) for reason in facts.engine.pending]
     if not facts.images.get(image.digest_ref):
         size = f", {image.size_bytes / 1e6:.0f} MB" if image.size_bytes else ""
-        steps.append(Step("image", image.ref, f"{image.digest[:19]} is not on the host{size}"))
+        steps.append(Step("image", short(image.ref), f"{image.digest[:19]} is not on the host{size}"))
     if _must_fetch(source, facts) and facts.model:
         steps.append(Step("model", str(source.repo), f"not in the cache, {facts.model.bytes / 1e6:.1f} MB"))
     if service.action != "none":

@@ -28,7 +28,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
                              if (before or {}).get(name) != after.get(name))
             said.append(f"{key} {', '.join(changed)} changed")
         else:
-            said.append(f"{key} {_short(before)} → {_short(after)}")
+            said.append(f"{key} {short(before)} → {short(after)}")
     return ", ".join(said) or "content changed"
 
 
@@ -40,7 +40,8 @@ def _argument_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
     return changes or ["arguments reordered"]
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as a line of a table can hold it: digests by their first 12 digits, long text cut."""
     text = str(value)
     if "@sha256:" in text:
         name, _, digest = text.partition("@sha256:")

@@ -52,7 +52,8 @@ class Unit:
         wants = f"Requires={engine}.service\n" if engine == "docker" else ""
         after = f" {engine}.service" if engine == "docker" else ""
         requires = f"RequiresMountsFor={paths(self.mounts)}\n" if self.mounts else ""
-        remove = f"-{path} rm --force %N"
+        # Quiet: that there is no such container is the normal case.
+        remove = f'-/bin/sh -c "exec {path} rm --force %N >/dev/null 2>&1"'
         return f"""\
 # Written by sglang-ops; changes made here are replaced by the next deploy.
 [Unit]

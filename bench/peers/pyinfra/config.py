@@ -1,0 +1,3 @@
+"""Everything is done by root; pyinfra works on all hosts at once unless told otherwise."""
+
+SUDO = True

@@ -1,0 +1,120 @@
+"""The endpoints that tell about the server, with the keys that SGLang has, and the simulator's own name."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import NAME, SGLANG_VERSION
+from .generation import Scheduler
+from .metrics import Metrics
+from .model import Model
+from .settings import Faults
+
+_WEIGHT_GIB, _CACHE_GIB = 15.02, 110.58  # an 8B model on an H200, as the log says
+
+
+class Information:
+    """What `GET` on the informing endpoints answers, as JSON values."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, model: Model, scheduler: Scheduler, metrics: Metrics, faults: Faults
+    ) -> None:
+        self._arguments = arguments
+        self._model = model
+        self._scheduler = scheduler
+        self._metrics = metrics
+        self._shown_name = "another/model" if faults.wrong_model else arguments.served_model_name
+        self._started = int(time.time())
+
+    def by_path(self) -> Mapping[str, Callable[[], dict[str, Any]]]:
+        """The endpoints, the deprecated names beside the present ones."""
+        return {
+            "/v1/models": self.models,
+            "/model_info": self.model_info,
+            "/get_model_info": self.model_info,
+            "/server_info": self.server_info,
+            "/get_server_info": self.server_info,
+            "/v1/loads": self.loads,
+        }
+
+    def models(self) -> dict[str, Any]:
+        """The one model that is served."""
+        card = {
+            "id": self._shown_name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": NAME,
+            "root": self._shown_name,
+            "parent": None,
+            "max_model_len": self._model.context_tokens,
+        }
+        return {"object": "list", "data": [card]}
+
+    def model_info(self) -> dict[str, Any]:
+        """Where the model comes from and what it is."""
+        return {
+            "model_path": self._model.path,
+            "served_model_name": self._arguments.served_model_name,
+            "tokenizer_path": self._arguments.tokenizer_path or self._model.path,
+            "is_generation": True,
+            "weight_version": "default",
+            "model_type": self._model.model_type,
+            "architectures": self._model.architectures,
+            "simulator": NAME,
+        }
+
+    def server_info(self) -> dict[str, Any]:
+        """Every argument (with its secrets, as the engine has it) and the state of the scheduler."""
+        state = {
+            "effective_max_running_requests_per_dp": self._scheduler.most_running,
+            "last_gen_throughput": self._scheduler.throughput(),
+            "memory_usage": {
+                "weight": _WEIGHT_GIB,
+                "kvcache": _CACHE_GIB,
+                "token_capacity": self._metrics.token_capacity,
+            },
+        }
+        return {
+            **vars(self._arguments),
+            "simulator": NAME,
+            "version": SGLANG_VERSION,
+            "status": "ready",
+            "max_total_num_tokens": self._metrics.token_capacity,
+            "internal_states": [state] * self._arguments.dp_size,
+        }
+
+    def loads(self) -> dict[str, Any]:
+        """The load of each data-parallel rank. One scheduler does the work of all; the others show as idle."""
+        now = datetime.datetime.now(datetime.UTC)
+        gauges = self._metrics.gauges()
+        busy = {
+            "timestamp": now.timestamp(),
+            "dp_rank": 0,
+            "num_running_reqs": gauges["num_running_reqs"],
+            "num_waiting_reqs": gauges["num_queue_reqs"],
+            "num_used_tokens": gauges["num_used_tokens"],
+            "max_total_num_tokens": self._metrics.token_capacity,
+            "max_running_requests": self._scheduler.most_running,
+            "token_usage": gauges["token_usage"],
+            "gen_throughput": gauges["gen_throughput"],
+            "cache_hit_rate": gauges["cache_hit_rate"],
+            "memory": {
+                "weight_gb": _WEIGHT_GIB,
+                "kv_cache_gb": _CACHE_GIB,
+                "token_capacity": self._metrics.token_capacity,
+            },
+            "queues": {"waiting": gauges["num_queue_reqs"], "paused": 0, "retracted": 0},
+        }
+        nothing = dict.fromkeys(("num_running_reqs", "num_waiting_reqs", "num_used_tokens"), 0)
+        idle = [{**busy, **nothing, "dp_rank": rank} for rank in range(1, self._arguments.dp_size)]
+        return {
+            "timestamp": now.isoformat(),
+            "version": SGLANG_VERSION,
+            "accelerator": NAME,
+            "num_accelerators": self._arguments.tp_size,
+            "loads": [busy, *idle],
+        }

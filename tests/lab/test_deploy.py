@@ -1,0 +1,173 @@
+"""The main job on real hosts, with both engines on both systems: blank, converged, drifted, removed."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+
+import pytest
+from conftest import Lab
+from snapshots import snapshot
+
+pytestmark = pytest.mark.lab
+KINDS = [("docker", "debian13"), ("podman", "debian13"), ("docker", "debian12"), ("podman", "debian12")]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+def lab(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Lab:
+    engine, system = request.param
+    return make_lab(f"t-{engine[0]}{system[-2:]}", hosts=1, gpus=3, engine=engine, os=system, server="simulator")
+
+
+def ask(endpoint: str) -> dict[str, object]:
+    body = json.dumps({"model": "any", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
+    request = urllib.request.Request(f"{endpoint}/v1/chat/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        answer: dict[str, object] = json.load(response)
+    return answer
+
+
+def test_1_dry_run_on_a_blank_host_changes_nothing_and_announces_everything(lab: Lab) -> None:
+    (host,) = lab.hosts
+    before = snapshot(lab, host)
+    announced = lab.deploy(None, "--check")
+    assert snapshot(lab, host) == before
+    assert announced["exit_code"] == 0
+    assert [step["step"] for step in announced["steps"]] == ["engine", "engine", "image", "model", "start"] or [
+        step["step"] for step in announced["steps"]
+    ] == ["engine", "engine", "engine", "image", "model", "start"]
+    assert lab.run("deploy", "--check", "--detailed-exitcode").returncode == 2
+
+
+def test_2_first_deploy_serves_within_twelve_executions(lab: Lab) -> None:
+    result = lab.deploy()
+    assert result["ok"], json.dumps(result, indent=1)
+    (host,) = result["hosts"]
+    assert host["changed"] >= 1
+    assert host["module_executions"] <= 12
+    (service,) = host["services"]
+    assert service["healthy"]
+    assert service["gpus"] == [0]
+    assert ask(service["endpoint"])["choices"]
+
+
+def test_3_second_deploy_changes_nothing_with_one_execution(lab: Lab) -> None:
+    pid = lab.ssh("systemctl show -p InvocationID 'sglang-*'")
+    result = lab.deploy()
+    (host,) = result["hosts"]
+    assert (host["changed"], host["module_executions"]) == (0, 1)
+    assert lab.ssh("systemctl show -p InvocationID 'sglang-*'") == pid
+
+
+def test_4_dry_run_on_a_converged_host_announces_nothing(lab: Lab) -> None:
+    before = snapshot(lab, lab.hosts[0])
+    announced = lab.deploy(None, "--check")
+    assert announced["steps"] == []
+    assert lab.run("deploy", "--check", "--detailed-exitcode").returncode == 0
+    assert snapshot(lab, lab.hosts[0]) == before
+
+
+def test_5_drift_is_announced_truthfully_and_mended(lab: Lab) -> None:
+    unit = lab.ssh("ls /etc/systemd/system/sglang-*.service").strip()
+    lab.ssh(f"echo '# by hand' >> {unit}")
+    before = snapshot(lab, lab.hosts[0])
+    announced = lab.deploy(None, "--check", "--diff")
+    assert snapshot(lab, lab.hosts[0]) == before
+    assert [(step["step"], "by hand" in step["why"]) for step in announced["steps"]] == [("restart", True)]
+    mended = lab.deploy()
+    assert [service["action"] for service in mended["hosts"][0]["services"]] == ["restart"]
+    assert "by hand" not in lab.ssh(f"cat {unit}")
+    assert lab.deploy()["hosts"][0]["changed"] == 0
+
+
+def test_6_second_deployment_shares_the_host_with_gpus_of_its_own(lab: Lab) -> None:
+    other = lab.write("other", served_model_name="other", port=8100, tensor_parallel_size=2)
+    result = lab.deploy(other)
+    assert result["ok"], json.dumps(result, indent=1)
+    (service,) = [item for item in result["hosts"][0]["services"] if item["name"] == "sglang-other"]
+    assert service["gpus"] == [1, 2]
+    engine = lab.ssh("command -v docker podman").splitlines()[0].strip()
+    inside = lab.ssh(f"{engine} exec sglang-other env")
+    assert "SGLANG_LAB_GPU_1=" in inside
+    assert "SGLANG_LAB_GPU_2=" in inside
+    assert "SGLANG_LAB_GPU_0=" not in inside
+    assert "CUDA_VISIBLE_DEVICES" not in inside
+
+
+def test_7_named_gpus_are_passed_exactly(lab: Lab) -> None:
+    other = lab.write("other", served_model_name="other", port=8100, env_vars={"CUDA_VISIBLE_DEVICES": "2"})
+    result = lab.deploy(other)
+    assert result["ok"], json.dumps(result, indent=1)
+    engine = lab.ssh("command -v docker podman").splitlines()[0].strip()
+    inside = lab.ssh(f"{engine} exec sglang-other env")
+    assert ["SGLANG_LAB_GPU_2=" in inside, "SGLANG_LAB_GPU_1=" in inside] == [True, False]
+
+
+def test_8_status_verify_and_logs_tell_what_runs(lab: Lab) -> None:
+    services = {service["name"]: service for service in lab.json("status")["services"]}
+    assert len(services) == 2
+    assert all(service["healthy"] and service["state"] == "active" for service in services.values())
+    assert services["sglang-other"]["gpus"] == [2]
+    assert services["sglang-other"]["gpu_memory"][0]["total_mib"] > 0
+    assert services["sglang-other"]["running"] == 0
+    checks = lab.json("verify")
+    assert checks["ok"]
+    assert {check["name"] for check in checks["checks"]} == {"unit", "port", "ready", "model", "answer"}
+    logs = lab.run("logs", "-n", "50")
+    assert "fired up" in logs.stdout
+
+
+def test_9_stop_restart_remove(lab: Lab) -> None:
+    assert lab.json("stop", "--service", "other")["ok"]
+    states = {service["name"]: service["state"] for service in lab.json("status")["services"]}
+    assert states["sglang-other"] == "inactive"
+    assert not lab.json("verify")["ok"]
+    assert lab.json("restart", "--service", "other")["ok"]
+    assert lab.json("verify")["ok"]
+    refused = lab.run("remove", "--service", "other")
+    assert refused.returncode == 7
+    assert lab.json("remove", "--service", "other", "--yes")["ok"]
+    names = [service["name"] for service in lab.json("status")["services"]]
+    assert "sglang-other" not in names
+    assert len(names) == 1
+    assert "sglang-other" not in lab.ssh("ls /etc/systemd/system /var/lib/sglang-ops/services")
+
+
+def test_a_crash_is_restarted_by_systemd(lab: Lab) -> None:
+    name = lab.json("status")["services"][0]["name"]
+    engine = lab.ssh("command -v docker podman").splitlines()[0].strip()
+    lab.ssh(f"{engine} kill {name}")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        row = lab.json("status")["services"][0]
+        if row["healthy"] and row["restarts"] == 1:
+            return
+        time.sleep(1)
+    pytest.fail(f"not back after a crash: {row}")
+
+
+def test_b_reboot_brings_the_service_back_with_the_same_image_and_gpus(lab: Lab) -> None:
+    before = lab.json("status")["services"][0]
+    lab.ssh("systemctl reboot")
+    time.sleep(3)
+    deadline = time.monotonic() + 90
+    row: dict[str, object] = {}
+    while time.monotonic() < deadline:
+        rows = lab.json("status")["services"]
+        row = rows[0] if rows else {}
+        if row.get("healthy"):
+            break
+        time.sleep(2)
+    same = ("release", "image_digest", "gpus", "endpoint", "healthy")
+    assert {key: row.get(key) for key in same} == {key: before[key] for key in same}
+    assert lab.deploy()["hosts"][0]["changed"] == 0
+
+
+def test_c_removing_the_last_service_with_purge_takes_the_image_too(lab: Lab) -> None:
+    name = lab.json("status")["services"][0]["name"]
+    assert lab.json("remove", "--service", name, "--purge", "--yes")["ok"]
+    assert lab.json("status")["services"] == []
+    engine = lab.ssh("command -v docker podman").splitlines()[0].strip()
+    assert "sglang" not in lab.ssh(f"{engine} images")

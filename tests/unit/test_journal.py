@@ -1,0 +1,24 @@
+"""journalctl's JSON, as it really is, becomes lines."""
+
+from __future__ import annotations
+
+import json
+
+from sglang_ops import journal
+
+
+def test_lines_carry_service_time_and_text_and_the_cursor_goes_on() -> None:
+    rows = [
+        {"__CURSOR": "a", "__REALTIME_TIMESTAMP": "1700000000123456", "MESSAGE": "hello", "_SYSTEMD_UNIT": "sglang-m.service"},
+        {"__CURSOR": "b", "__REALTIME_TIMESTAMP": "1700000001000000", "MESSAGE": [104, 105, 255], "UNIT": "sglang-m.service"},
+    ]
+    lines, cursor = journal.parse("-- noise --\n" + "\n".join(json.dumps(row) for row in rows))
+    assert cursor == "b"
+    assert lines[0] == {"service": "sglang-m", "time": "2023-11-14T22:13:20.123+00:00", "text": "hello"}
+    assert lines[1]["text"] == "hi�"
+    assert journal.parse("") == ([], "")
+
+
+def test_command_names_units_and_quotes_what_the_user_gave() -> None:
+    assert "--unit 'sglang-*.service'" in journal.command([])
+    assert "--since '$(reboot)'" in journal.command(["sglang-m"], "--since", "$(reboot)")
