@@ -12,6 +12,10 @@ from typing import Any
 
 _SSH = (
     (
+        r'REMOTE HOST IDENTIFICATION HAS CHANGED[\s\S]*ssh-keygen -f "([^"]+)" -R "([^"]+)"',
+        "its SSH host key has changed: reinstalled, or someone is in between. To accept: ssh-keygen -f {0} -R {1}",
+    ),
+    (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "its SSH host key has changed: reinstalled, or someone is in between. To accept: ssh-keygen -R {target}",
     ),
@@ -42,6 +46,10 @@ _SSH = (
     ),
     (r"connect to (?:host|address) (\S+) port (\d+): No route to host", "there is no route to {0} (port {1})"),
     (r"connect to (?:host|address) (\S+) port (\d+): ([^\n]+)", "{0} port {1}: {2}"),
+    (
+        r"timed out during banner exchange[\s\S]*Connection to (\S+) port (\d+)",
+        "something listens on {0} port {1}, but no SSH server answers (time-out)",
+    ),
     (
         r"banner exchange|kex_exchange_identification",
         "something that is not an SSH server, or an overloaded one, closed the connection",
@@ -78,9 +86,11 @@ _INTERPRETER = (
 _DIED = ("Module result deserialization failed", "MODULE FAILURE")
 
 
-def unreachable(result: Mapping[str, Any], target: str) -> str:
-    """Why a host could not be reached; `target` is what the user would give to ssh."""
+def unreachable(result: Mapping[str, Any], host: str) -> str:
+    """Why a host could not be reached; `host` is its name in the inventory."""
     text = str(result.get("msg", ""))
+    address = re.search(r'remote host "([^"]+)"', text)
+    target = address.group(1) if address else host
     known = _translate(text, (*_SUDO, *_SSH), target)
     return known or _last_clause(text)
 

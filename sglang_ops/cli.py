@@ -107,6 +107,8 @@ def run(arguments: Sequence[str]) -> int:
     except OpsError as error:
         return _report(error.message, error.fix, error.exit_code, json_output=asked["json"])
     except typer.TyperException as error:  # the command line itself
+        if not error.format_message():
+            return ExitCode.DONE  # a verb with verbs of its own, called without one: its help was shown
         context = getattr(error, "ctx", None)
         fix = f"See {context.command_path if context else 'sglang-ops'} --help"
         return _report(error.format_message(), fix, ExitCode.REFUSED, json_output=asked["json"])

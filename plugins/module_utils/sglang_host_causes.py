@@ -27,6 +27,7 @@ _CAUSES = (
     ),
     (r"unsatisfied condition: (cuda\S+)", "the image needs {0}, the NVIDIA driver of the host is too old"),
     (r"(No such image.*|image not known.*)", "the image is gone from the host: {0}. Deploy again"),
+    (r"(Subprocess \S+).* crashed with exit code (-?\d+)", "{0} crashed with exit code {1}"),
     (r"^(?:\w+\.)*(\w*(?:Error|Exception): .{1,200})", "{0}"),
 )
 # SGLang's own log lines, newest phase last.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import time
@@ -13,6 +14,7 @@ from ansible.module_utils.sglang_host_command import free_bytes, run, share, siz
 _SPARE_BYTES = 100 * 10**6
 _FORGOTTEN_SECONDS = 3600  # without a byte: whoever downloaded this is gone
 _PRIVATE = "/run/sglang-ops"
+_QUIET = dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"), "1")
 # The token comes on standard input and lives in the container's own memory: it is in no argument, no variable,
 # no `inspect` and no file of the host, and gone with the container. Older images have huggingface-cli only.
 _SCRIPT = """
@@ -54,15 +56,18 @@ def container_name(hf_home: str, repo: str) -> str:
 def command(engine: str, image: str, model: dict, source: dict, with_token: bool, xet: bool) -> list:
     """The container that downloads; what is secret is not in it. Pure."""
     home = model["hf_home"]
-    argv = [engine, "run", "--rm", "--name", container_name(home, model["repo"]), "--interactive", "--init",
-            "--pull=never", "--network=host", "--log-driver=none", "--volume", "%s:%s" % (home, home),
-            "--env", "HF_HOME=" + home, "--env", "HF_HUB_DISABLE_TELEMETRY=1", "--env", "HF_HUB_DISABLE_PROGRESS_BARS=1"]
+    variables = dict(_QUIET, HF_HOME=home)
     if model.get("endpoint"):
-        argv += ["--env", "HF_ENDPOINT=" + model["endpoint"]]
-    if with_token:
-        argv += ["--tmpfs", _PRIVATE, "--env", "HF_TOKEN_PATH=%s/token" % _PRIVATE]
+        variables["HF_ENDPOINT"] = model["endpoint"]
     if not xet:
-        argv += ["--env", "HF_HUB_DISABLE_XET=1"]
+        variables["HF_HUB_DISABLE_XET"] = "1"
+    argv = [engine, "run", "--rm", "--name", container_name(home, model["repo"]), "--interactive", "--init",
+            "--pull=never", "--network=host", "--log-driver=none", "--volume", "%s:%s" % (home, home)]
+    if with_token:
+        argv += ["--tmpfs", _PRIVATE]
+        variables["HF_TOKEN_PATH"] = _PRIVATE + "/token"
+    for name in sorted(variables):
+        argv += ["--env", "%s=%s" % (name, variables[name])]
     argv += ["--entrypoint", "/bin/sh", image, "-c", _SCRIPT, "sh", model["repo"], "--revision", source["commit"]]
     return argv if source["all"] else [*argv, *(item["name"] for item in source["files"])]
 
@@ -91,7 +96,8 @@ def fetch(engine: str, image: str, model: dict, source: dict, token: str | None,
     repo, home = model["repo"], model["hf_home"]
     os.makedirs(home, mode=0o755, exist_ok=True)
     for xet in (True, False):
-        watch = Watch(lambda: models.held(home, repo, source["files"]), source["bytes"], stall_seconds, progress.report)
+        count = functools.partial(models.held, home, repo, source["files"])
+        watch = Watch(count, source["bytes"], stall_seconds, progress.report)
         try:
             with _no_container_left(engine, container_name(home, repo)), _no_partial_left(models.blobs(home, repo)):
                 argv = command(engine, image, model, source, bool(token), xet)
@@ -106,7 +112,7 @@ def fetch(engine: str, image: str, model: dict, source: dict, token: str | None,
             raise FetchError("%s was downloaded to %s, yet files are missing or have the wrong size." % (repo, home))
         return
     raise FetchError("%s stands still: no data for %d s, twice. Check the network, or set HF_ENDPOINT to a mirror. "
-                     "What came is kept, and the next deploy continues." % (repo, stall_seconds))
+                     "Files that are whole are kept, and the next deploy continues." % (repo, stall_seconds))
 
 
 @contextlib.contextmanager

@@ -114,19 +114,21 @@ def held(hf_home: str, repo: str, files, reusable: bool = False) -> int:
     """Bytes of `files` that are in the cache, files under way included; with `reusable`, only what the next
     download will not fetch again."""
     present = {}  # type: dict[str, int]
+    home = blobs(hf_home, repo)
+    for name in os.listdir(home) if os.path.isdir(home) else ():
+        blob = name.partition(".")[0]
+        if not (reusable and PRIVATE_PARTIAL.search(name)):
+            present[blob] = max(present.get(blob, 0), _written(os.path.join(home, name)))
+    return sum(min(present.get(item["blob"], 0), item["size"]) for item in files)
+
+
+def _written(path: str) -> int:
+    """Bytes that a blob really holds: xet writes files with holes, and renames them when they are whole."""
     try:
-        with os.scandir(blobs(hf_home, repo)) as entries:
-            for entry in entries:
-                if reusable and PRIVATE_PARTIAL.search(entry.name):
-                    continue
-                state = entry.stat()
-                partial = entry.name.endswith(".incomplete")
-                count = min(state.st_size, state.st_blocks * 512) if partial else state.st_size  # xet writes sparse files
-                blob = entry.name.partition(".")[0]
-                present[blob] = max(present.get(blob, 0), count)
+        state = os.stat(path)
     except FileNotFoundError:
         return 0
-    return sum(min(present.get(item["blob"], 0), item["size"]) for item in files)
+    return min(state.st_size, state.st_blocks * 512) if path.endswith(".incomplete") else state.st_size
 
 
 def inspect_source(repo: str, revision: str, endpoint: str | None = None, token: str | None = None) -> dict:
@@ -146,8 +148,8 @@ def inspect_source(repo: str, revision: str, endpoint: str | None = None, token:
     files = wanted(there)
     if not files:
         raise SourceError("not-found", "%s has no files at revision %s." % (repo, revision))
-    first = quote(files[0]["name"])
-    _ask(repo, revision, base, "HEAD", "%s/%s/resolve/%s/%s" % (base, quote(repo), told["sha"], first), token)
+    largest = max(files, key=lambda item: item["size"])["name"]  # a README may be open where the weights are not
+    _ask(repo, revision, base, "HEAD", "%s/%s/resolve/%s/%s" % (base, quote(repo), told["sha"], quote(largest)), token)
     total = sum(item["size"] for item in files)
     return {"commit": told["sha"], "files": files, "all": len(files) == len(there), "bytes": total}
 
@@ -175,7 +177,8 @@ def _ask(repo: str, revision: str, base: str, method: str, url: str, token: str 
             code = error.headers.get("X-Error-Code", "")
             raise refusal(repo, revision, base, error.code, code, bool(token)) from error
     except (OSError, HTTPException) as error:
-        why = getattr(error, "reason", error)
+        cause = getattr(error, "reason", error)
+        why = getattr(cause, "strerror", None) or cause
         message = "%s cannot be reached from this host: %s. Set HF_ENDPOINT to a mirror, or give a checkpoint_path."
         raise SourceError("unreachable", message % (base, why)) from error
 
@@ -190,7 +193,9 @@ def refusal(repo: str, revision: str, base: str, status: int, code: str, with_to
         message = "%s does not exist at %s, or is private. Check hf_model_handle, or set HF_TOKEN in env_vars."
         return SourceError("not-found", message % (repo, base))
     if status in (401, 403):
-        remedy = "Ask for access with the account of this token" if with_token else "Set HF_TOKEN in env_vars"
+        remedy = "Set HF_TOKEN in env_vars"
+        if with_token:
+            remedy = "Check that HF_TOKEN is valid, and ask for access with its account"
         return SourceError("needs-token", "%s is gated (%d from %s). %s." % (repo, status, base, remedy))
     if status == 429:
         return SourceError("rate-limited", "%s refuses more requests for now (429). Wait, or set HF_TOKEN." % base)

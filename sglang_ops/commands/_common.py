@@ -90,13 +90,18 @@ def play(
     variables: Mapping[str, Any],
     *,
     quiet: bool,
+    silent: bool = False,
     check: bool = False,
     diff: bool = False,
     on_line: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Played:
-    """Run the playbook of `verb`. Raises OpsError where Ansible could not begin; host failures are results."""
+    """Run the playbook of `verb`. Raises OpsError where Ansible could not begin; host failures are results.
+
+    `quiet` shows progress on a terminal only, `silent` not even there.
+    """
     state = RunState(service_step=SERVICE_STEP.get(verb, verb))
-    if on_line:
+    shown: progress.Reporter
+    if on_line or silent:
         shown = progress.Reporter(state, folder.progress, on_line=on_line)
     elif target.verbosity:
         shown = progress.EchoReporter(stderr(), state, folder.progress)

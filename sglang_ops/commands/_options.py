@@ -33,6 +33,7 @@ Inventory = Annotated[
     typer.Option(
         "--inventory",
         "-i",
+        metavar="SOURCE",
         envvar="SGLANG_OPS_INVENTORY",
         help="Inventory file, directory, script or list 'host1,host2'. May be given several times.",
         rich_help_panel=ANSIBLE,
@@ -40,9 +41,13 @@ Inventory = Annotated[
 ]
 Limit = Annotated[
     str | None,
-    typer.Option("--limit", "-l", help="Only the hosts that match this pattern.", rich_help_panel=ANSIBLE),
+    typer.Option(
+        "--limit", "-l", metavar="PATTERN", help="Only the hosts that match this pattern.", rich_help_panel=ANSIBLE
+    ),
 ]
-Forks = Annotated[int, typer.Option("--forks", "-f", min=1, help="Hosts worked on at a time.", rich_help_panel=ANSIBLE)]
+Forks = Annotated[
+    int, typer.Option("--forks", "-f", metavar="N", min=1, help="Hosts worked on at a time.", rich_help_panel=ANSIBLE)
+]
 Check = Annotated[
     bool,
     typer.Option("--check", "-C", help="Say what would be done and change nothing.", rich_help_panel=ANSIBLE),
@@ -62,7 +67,14 @@ ExtraVars = Annotated[
 ]
 Verbose = Annotated[
     int,
-    typer.Option("--verbose", "-v", count=True, help="Show Ansible's output; -vvv for more.", rich_help_panel=ANSIBLE),
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        show_default=False,
+        help="Show Ansible's output; -vvv for more.",
+        rich_help_panel=ANSIBLE,
+    ),
 ]
 AskBecomePass = Annotated[
     bool,
@@ -73,6 +85,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         "-c",
+        metavar="FILE",
         help="Deployment file. Default: ./deployment.yaml, then the one beside the inventory, then the variable "
         "'deployment' in the inventory.",
         show_default=False,

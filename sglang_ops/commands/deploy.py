@@ -25,9 +25,10 @@ def deploy(
 ) -> int:
     """Bring a deployment onto the hosts and wait until it serves.
 
-    Installs the container engine where it is missing, pulls the image and the model before anything stops, writes
-    one systemd unit per server, starts it, and asks it for a completion. A second run changes nothing. On a
-    terminal it shows what it would do and asks first; --yes skips that.
+    Installs the container engine where it is missing, pulls the image and the
+    model before anything stops, writes one systemd unit per server, starts it
+    and asks it for a completion. A second run changes nothing. On a terminal it
+    shows what it would do and asks first; --yes skips that.
     """
     target = _common.Target.of(
         inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
@@ -112,5 +113,5 @@ class _Work:
         err.print(f"Finished in {result.seconds:.1f} s.")
         if result.ok and not result.check:
             endpoint = next((item.endpoint for host in result.hosts for item in host.services if item.endpoint), None)
-            ask = [f"curl {endpoint}/models"] if endpoint else []
+            ask = [f"curl {endpoint}/v1/models"] if endpoint else []
             _views.following([self.target.command("status"), *ask], err)

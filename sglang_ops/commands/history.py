@@ -12,7 +12,7 @@ from sglang_ops.commands import _common, _options, _views
 from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode
 
-Number = Annotated[int, typer.Option("--lines", "-n", min=1, help="Newest runs to show.")]
+Number = Annotated[int, typer.Option("--lines", "-n", metavar="N", min=1, help="Newest runs to show.")]
 All = Annotated[bool, typer.Option("--all", "-a", help="Also runs that only looked: status, logs, verify.")]
 
 

@@ -23,9 +23,12 @@ Since = Annotated[
         "--since", metavar="TIME", help="Only lines since then: '10m', '2h', '2026-11-22 10:00'.", show_default=False
     ),
 ]
-Lines = Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines of each service to begin with.")]
+Lines = Annotated[
+    int, typer.Option("--lines", "-n", metavar="N", min=0, help="Last lines of each service to begin with.")
+]
 Forks = Annotated[
-    int, typer.Option("--forks", min=1, help="Hosts worked on at a time.", rich_help_panel=_options.ANSIBLE)
+    int,
+    typer.Option("--forks", metavar="N", min=1, help="Hosts worked on at a time.", rich_help_panel=_options.ANSIBLE),
 ]
 
 

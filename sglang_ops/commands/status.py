@@ -35,7 +35,7 @@ def status(
     with _common.run_folder("status", target) as folder:
         if watch:
             return _watch(target, folder, service, json=json)
-        result, played = _look(target, folder, service, quiet=True)
+        result, played = _look(target, folder, service, silent=False)
         code = ExitCode.INTERRUPTED if played.interrupted else result.exit_code
         _common.keep(
             folder, {**result.as_dict(), "exit_code": code}, hosts=len(played.state.hosts), seconds=played.seconds
@@ -52,9 +52,9 @@ def status(
 
 
 def _look(
-    target: _common.Target, folder: RunFolder, service: str | None, *, quiet: bool
+    target: _common.Target, folder: RunFolder, service: str | None, *, silent: bool
 ) -> tuple[Status, _common.Played]:
-    played = _common.play("status", target, folder, _common.only(service), quiet=quiet)
+    played = _common.play("status", target, folder, _common.only(service), quiet=True, silent=silent)
     return Status.from_run(played.state), played
 
 
@@ -67,7 +67,7 @@ def _watch(target: _common.Target, folder: RunFolder, service: str | None, *, js
         while True:
             began = time.monotonic()
             folder.rewind()
-            result, played = _look(target, folder, service, quiet=True)
+            result, played = _look(target, folder, service, silent=True)
             if played.interrupted:
                 _common.keep(folder, {"exit_code": ExitCode.INTERRUPTED}, hosts=0, seconds=played.seconds)
                 return ExitCode.INTERRUPTED

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import time
 from pathlib import Path
 
+from sglang_ops.errors import OpsError
+
+_PATIENCE = 30.0  # seconds for killed processes to leave their group
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -33,8 +38,25 @@ def remove(lab: str) -> None:
 
 
 def _remove(group: Path) -> None:
+    """Remove a group and all below it. What was killed a moment ago may still be in there, without a name in /proc."""
+    deadline = time.monotonic() + _PATIENCE
     for directory, _, _ in os.walk(group, topdown=False):
-        Path(directory).rmdir()
+        while not _removed(Path(directory)):
+            if time.monotonic() > deadline:
+                raise OpsError(f"The control group {directory} is still in use.", fix="See its cgroup.procs.")
+            time.sleep(0.02)
+
+
+def _removed(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except FileNotFoundError:  # somebody else clears up, too
+        return True
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def _name(lab: str) -> str:

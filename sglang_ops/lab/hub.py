@@ -164,7 +164,7 @@ class HubHandler(BaseHTTPRequestHandler):
         elif path == "/api/whoami-v2":
             if self._token() != TOKEN:
                 raise Problem(401, None, "Invalid credentials in Authorization header")
-            self._send_json({"type": "user", "name": "lab", "auth": {"accessToken": {"role": "read"}}})
+            self._send_json({"type": "user", "name": "lab", "orgs": [], "auth": {"accessToken": {"role": "read"}}})
         else:
             raise Problem(404, None, f"Not found: {path} {sorted(query)}")
 

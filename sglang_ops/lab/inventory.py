@@ -7,6 +7,8 @@ from typing import Any
 import yaml
 
 from sglang_ops.lab import ssh
+from sglang_ops.lab.images import recipes
+from sglang_ops.lab.model import OPEN_MODEL
 from sglang_ops.lab.settings import USER, Folder, Plan
 
 # The real engine runs on the CPU here: without these it would look for CUDA, reserve 15 GB for its cache,
@@ -15,7 +17,10 @@ _CPU_ARGUMENTS = (
     "--device cpu --attention-backend torch_native --model-impl transformers --max-total-tokens 20000"
     " --max-running-requests 32 --mem-fraction-static 0.2 --sleep-on-idle"
 )
-_IMAGES = {"real": "sglang:v0.5.23-cpu", "simulator": "sglang-simulator:v0.5.23"}
+_IMAGES = {
+    "real": f"{recipes.ENGINE_REPOSITORY}:{recipes.ENGINE_TAG}",
+    "simulator": f"{recipes.SIMULATOR_REPOSITORY}:{recipes.SIMULATOR_TAG}",
+}
 
 
 def inventory(folder: Folder, plan: Plan) -> str:
@@ -43,7 +48,7 @@ def deployment(plan: Plan) -> str:
     deployment: dict[str, Any] = {
         "type": "sglang",
         "image": f"{plan.registry_address}/{_IMAGES[plan.shape.server]}",
-        "hf_model_handle": "lab/tiny-llama",
+        "hf_model_handle": OPEN_MODEL,
         "served_model_name": "tiny-llama",
         "port": 8000,
         "tensor_parallel_size": 1,

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from sglang_ops.errors import OpsError, UsageError
-from sglang_ops.lab import (
-    cgroups,
-    hosts,
-    images,
-    inventory,
-    model,
-    network,
-    power,
-    processes,
-    requirements,
-    services,
-    ssh,
-    tree,
-)
+from sglang_ops.errors import UsageError
+from sglang_ops.lab import construction, images, network, power, processes, requirements, tree
 from sglang_ops.lab.locks import locked
-from sglang_ops.lab.settings import MARK, Folder, Plan, Shape, cache_root, folder, state_root, write
+from sglang_ops.lab.settings import Folder, Plan, Shape, cache_root, folder, state_root
 
 Log = Callable[[str], None]
 
@@ -86,11 +69,10 @@ def up(shape: Shape, *, log: Log) -> Folder:
         if is_up(shape):  # by someone who held the lock before us
             return lab
         try:
-            _clear(lab)
-            with _marking_children(lab):
-                _build(lab, shape, log=log)
+            construction.clear(lab)
+            construction.build(lab, shape, log=log)
         except BaseException:
-            _remove(lab)
+            construction.remove(lab)
             raise
     return lab
 
@@ -160,130 +142,28 @@ def down(name: str) -> bool:
     if not lab.root.exists():
         return False
     processes.end_all(lab)
-    with locked(lab.root):
-        _remove(lab)
+    try:
+        with locked(lab.root):
+            construction.remove(lab)
+    except FileNotFoundError:
+        if lab.root.exists():
+            raise
     return True
 
 
 def purge() -> int:
     """Remove the cache; the bytes won. Raises UsageError while a lab shows what is in it."""
     requirements.check_root()
-    if labs := _labs():
+    if labs := construction.labs():
         raise UsageError(
             f"Lab {labs[0].root.name} uses the cache.",
             fix="End it first: sglang-ops lab down --name " + labs[0].root.name,
         )
     won = sum(path.lstat().st_size for path in cache_root().rglob("*"))
-    shutil.rmtree(cache_root(), ignore_errors=True)
+    if cache_root().exists():
+        shutil.rmtree(cache_root())
+        construction.remove_own_parent(cache_root())
     return won
-
-
-@contextlib.contextmanager
-def _marking_children(lab: Folder) -> Iterator[None]:
-    """What is started in here carries the lab's mark, and is found by it whatever becomes of us."""
-    os.environ[MARK] = str(lab.root)
-    try:
-        yield
-    finally:
-        del os.environ[MARK]
-
-
-def _build(lab: Folder, shape: Shape, *, log: Log) -> None:
-    cache = cache_root()
-    requirements.install_packages(log)
-    tree_path = tree.ensure(shape.os, cache, log=log)
-    registry = images.ensure_registry(shape.server, cache, log)
-    models = model.ensure_model(cache)
-
-    with locked(state_root()):
-        taken = network.machine_networks() + [network.as_network(plan) for plan in _plans()]
-        plan = Plan(
-            shape=shape,
-            network=network.free_network(taken),
-            mtu=network.uplink_mtu(),
-            tree=str(tree_path),
-            registry=str(registry),
-            models=str(models),
-        )
-        write(lab.plan, plan.to_json())
-        network.raise_settings(shape.hosts, _settings_record())
-
-    log(f"making {shape.hosts} hosts in {plan.subnet}")
-    _prepare(lab, plan)
-    network.connect(plan, _supervise(lab))
-    power.wait_for_services(lab, plan)
-    power.wait_for_hosts(lab, plan.hosts, log=log)
-    write(lab.deployment, inventory.deployment(plan))
-    write(lab.inventory, inventory.inventory(lab, plan))  # last: its presence says that the lab is complete
-
-
-def _prepare(lab: Folder, plan: Plan) -> None:
-    lab.logs.mkdir()
-    ssh.make_keys(lab, plan)
-    services.prepare(lab, plan)
-    resolv_conf = network.resolv_conf()
-    for host in plan.hosts:
-        hosts.prepare(lab, plan, host, resolv_conf=resolv_conf)
-
-
-def _supervise(lab: Folder) -> int:
-    """Start the supervisor, detached from us, as process 1 of new namespaces; its pid."""
-    package_root = str(Path(__file__).parents[2])
-    with lab.log("supervisor").open("ab") as log:
-        unshare = subprocess.Popen(
-            [
-                "unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net",
-                *processes.supervisor_command(lab),
-            ],
-            env={"PATH": requirements.search_path(), "PYTHONPATH": package_root, MARK: str(lab.root)},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-    while (supervisor := processes.find_supervisor(lab)) is None:
-        if unshare.poll() is not None:
-            raise OpsError(f"The lab's supervisor did not start: {lab.log('supervisor').read_text().strip()}")
-    return supervisor
-
-
-def _clear(lab: Folder) -> None:
-    """Undo everything of a lab, however far it came, and empty its directory."""
-    processes.end_all(lab)
-    network.disconnect(lab.root.name, lab.load_plan())
-    cgroups.remove(lab.root.name)
-    for path in lab.root.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _remove(lab: Folder) -> None:
-    """Undo everything of a lab and forget it; the last one also puts back the machine's settings."""
-    _clear(lab)
-    with locked(state_root()):
-        lab.root.rmdir()
-        if not _labs():
-            network.restore_settings(_settings_record())
-            state_root().rmdir()
-            if state_root().parent.name == "sglang-ops":
-                with contextlib.suppress(OSError):  # there is something else in it
-                    state_root().parent.rmdir()
-
-
-def _labs() -> list[Folder]:
-    root = state_root()
-    return [Folder(path) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
-
-
-def _plans() -> list[Plan]:
-    return [plan for plan in (lab.load_plan() for lab in _labs()) if plan]
-
-
-def _settings_record() -> Path:
-    return state_root() / "kernel-settings.json"
 
 
 def _name_option(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ _BOOT_PATIENCE_EACH = 2.0  # ... and more for each one that boots beside it
 _STOP_PATIENCE = 120.0  # seconds for a host to shut down in order; systemd itself gives up after 90
 _POLL = 0.05
 _SSH_PORT = 22
+_SERVICE_STARTS = 3  # a service that ended so often at the start will not come up
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,24 @@ def wait_for_hosts(lab: Folder, hosts: Sequence[Host], *, log: Log) -> None:
     """Wait until every host answers on its SSH port. Raises OpsError with the end of a host's console."""
     started = time.monotonic()
     deadline = started + _BOOT_PATIENCE + _BOOT_PATIENCE_EACH * len(hosts)
+    over = threading.Event()  # one host failed, or the user has had enough
 
     def wait(host: Host) -> None:
         while not _answers(host.address, _SSH_PORT):
+            if over.is_set():
+                return
             state = _report(lab).get(host.name, Report()).state
-            if time.monotonic() > deadline or state != "running" or processes.find_supervisor(lab) is None:
+            _require_supervisor(lab)
+            if time.monotonic() > deadline or state != "running":
                 raise OpsError(f"{host.name} did not boot; the end of its console: {_tail(lab, host.name)}")
             time.sleep(_POLL)
         log(f"{host.name} {host.address} answers after {time.monotonic() - started:.1f} s")
 
     with ThreadPoolExecutor(len(hosts)) as pool:
-        list(pool.map(wait, hosts))
+        try:
+            list(pool.map(wait, hosts))
+        finally:
+            over.set()
 
 
 def wait_for_services(lab: Folder, plan: Plan) -> None:
@@ -92,9 +101,16 @@ def wait_for_services(lab: Folder, plan: Plan) -> None:
     for name, port in (("registry", REGISTRY_PORT), ("model-source", MODEL_SOURCE_PORT)):
         deadline = time.monotonic() + _BOOT_PATIENCE
         while not _connects(plan.services, port):
-            if time.monotonic() > deadline or processes.find_supervisor(lab) is None:
-                raise OpsError(f"The lab's {name} did not start: {_tail(lab, name)} {_tail(lab, 'supervisor')}")
+            in_vain = time.monotonic() > deadline or _report(lab).get(name, Report()).boots > _SERVICE_STARTS
+            _require_supervisor(lab)
+            if in_vain:
+                raise OpsError(f"The lab's {name} did not start: {_tail(lab, name)}")
             time.sleep(_POLL)
+
+
+def _require_supervisor(lab: Folder) -> None:
+    if processes.find_supervisor(lab) is None:
+        raise OpsError(f"The lab's supervisor has ended; its last words: {_tail(lab, 'supervisor')}")
 
 
 def _has_followed(lab: Folder, name: str, power: str, boots: int) -> bool:

@@ -21,6 +21,7 @@ _PACKAGES: Mapping[str, str] = {
     "ip": "iproute2",
     "unshare": "util-linux",
     "ssh-keygen": "openssh-client",
+    "strip": "binutils",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
 

@@ -52,8 +52,9 @@ class Unit:
         wants = f"Requires={engine}.service\n" if engine == "docker" else ""
         after = f" {engine}.service" if engine == "docker" else ""
         requires = f"RequiresMountsFor={paths(self.mounts)}\n" if self.mounts else ""
-        # Quiet: that there is no such container is the normal case.
+        # Quiet, because that there is no such container is the normal case and the journal is the server's.
         remove = f'-/bin/sh -c "exec {path} rm --force %N >/dev/null 2>&1"'
+        stop = f'-/bin/sh -c "exec {path} stop --time {self.drain_timeout} %N >/dev/null 2>&1"'
         return f"""\
 # Written by sglang-ops; changes made here are replaced by the next deploy.
 [Unit]
@@ -70,7 +71,7 @@ Type=exec
 SyslogIdentifier=%N
 ExecStartPre={remove}
 ExecStart={self.exec_start}
-ExecStop={path} stop --time {self.drain_timeout} %N
+ExecStop={stop}
 ExecStopPost={remove}
 TimeoutStartSec=300
 TimeoutStopSec={self.drain_timeout + 60}

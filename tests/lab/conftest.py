@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -79,17 +80,14 @@ class Lab:
 
     def ssh(self, command: str, host: str | None = None, timeout: float = 120) -> str:
         """Output of a command that root runs on a host."""
-        full = ["ssh", "-F", str(self.folder / "ssh" / "config"), host or self.hosts[0], "sudo sh -c " + _quoted(command)]
+        config = str(self.folder / "ssh" / "config")
+        full = ["ssh", "-F", config, host or self.hosts[0], f"sudo sh -c {shlex.quote(command)}"]
         done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=timeout)
         return done.stdout + done.stderr
 
     def clear(self) -> None:
         """Hosts without services, engines and caches kept: the state after a `remove`."""
         self.run("remove", "--yes")
-
-
-def _quoted(command: str) -> str:
-    return "'" + command.replace("'", "'\\''") + "'"
 
 
 @pytest.fixture(scope="module")

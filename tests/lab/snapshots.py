@@ -13,7 +13,7 @@ _VOLATILE = (
 _SCRIPT = """
 find / -xdev {prune} -o -type f -newermt @0 -printf '%p %s %m %U %T@\\n' 2>/dev/null | sort
 find /var/lib/docker /var/lib/containers -maxdepth 3 2>/dev/null | sort
-ps -eo args --no-headers | grep -E 'docker|podman|sglang|conmon|containerd' | grep -vE 'grep|sudo|ssh|ps -eo|sh -c' | sort
+ps -eo args --no-headers | grep -E 'docker|podman|sglang|conmon' | grep -vE 'grep|sudo|ssh|ps -eo|sh -c' | sort
 for engine in docker podman; do command -v $engine >/dev/null && $engine ps -a --no-trunc -q | sort; done
 for engine in docker podman; do command -v $engine >/dev/null && $engine images --no-trunc -q | sort; done
 systemctl list-unit-files --no-legend --no-pager | sort

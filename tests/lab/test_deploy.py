@@ -29,6 +29,16 @@ def ask(endpoint: str) -> dict[str, object]:
     return answer
 
 
+def engine_of(lab: Lab) -> str:
+    return "docker" if "-d" in lab.name else "podman"
+
+
+def environment(lab: Lab, service: str) -> str:
+    """Environment of the container's first process, devices' variables included."""
+    pid = lab.ssh(f"{engine_of(lab)} inspect --format '{{{{.State.Pid}}}}' {service}").strip()
+    return lab.ssh(f"tr '\\000' '\\012' < /proc/{pid}/environ")
+
+
 def test_1_dry_run_on_a_blank_host_changes_nothing_and_announces_everything(lab: Lab) -> None:
     (host,) = lab.hosts
     before = snapshot(lab, host)
@@ -88,8 +98,7 @@ def test_6_second_deployment_shares_the_host_with_gpus_of_its_own(lab: Lab) -> N
     assert result["ok"], json.dumps(result, indent=1)
     (service,) = [item for item in result["hosts"][0]["services"] if item["name"] == "sglang-other"]
     assert service["gpus"] == [1, 2]
-    engine = lab.ssh("command -v docker podman").splitlines()[0].strip()
-    inside = lab.ssh(f"{engine} exec sglang-other env")
+    inside = environment(lab, "sglang-other")
     assert "SGLANG_LAB_GPU_1=" in inside
     assert "SGLANG_LAB_GPU_2=" in inside
     assert "SGLANG_LAB_GPU_0=" not in inside
@@ -100,8 +109,7 @@ def test_7_named_gpus_are_passed_exactly(lab: Lab) -> None:
     other = lab.write("other", served_model_name="other", port=8100, env_vars={"CUDA_VISIBLE_DEVICES": "2"})
     result = lab.deploy(other)
     assert result["ok"], json.dumps(result, indent=1)
-    engine = lab.ssh("command -v docker podman").splitlines()[0].strip()
-    inside = lab.ssh(f"{engine} exec sglang-other env")
+    inside = environment(lab, "sglang-other")
     assert ["SGLANG_LAB_GPU_2=" in inside, "SGLANG_LAB_GPU_1=" in inside] == [True, False]
 
 
@@ -137,8 +145,7 @@ def test_9_stop_restart_remove(lab: Lab) -> None:
 
 def test_a_crash_is_restarted_by_systemd(lab: Lab) -> None:
     name = lab.json("status")["services"][0]["name"]
-    engine = lab.ssh("command -v docker podman").splitlines()[0].strip()
-    lab.ssh(f"{engine} kill {name}")
+    lab.ssh(f"{engine_of(lab)} kill {name}")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         row = lab.json("status")["services"][0]
@@ -169,5 +176,4 @@ def test_c_removing_the_last_service_with_purge_takes_the_image_too(lab: Lab) ->
     name = lab.json("status")["services"][0]["name"]
     assert lab.json("remove", "--service", name, "--purge", "--yes")["ok"]
     assert lab.json("status")["services"] == []
-    engine = lab.ssh("command -v docker podman").splitlines()[0].strip()
-    assert "sglang" not in lab.ssh(f"{engine} images")
+    assert "sglang" not in lab.ssh(f"{engine_of(lab)} images")

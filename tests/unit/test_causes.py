@@ -17,7 +17,10 @@ Host key verification failed."""
     ("text", "expected"),
     [
         (CHANGED, "ssh-keygen -R gpu-1"),
-        ("No ED25519 host key is known for gpu-1 and you have requested strict checking.\nHost key verification failed.", "ssh gpu-1"),
+        (
+            "No ED25519 host key is known for gpu-1 and you have requested …\nHost key verification failed.",
+            "ssh gpu-1",
+        ),
         ("ops@gpu-1: Permission denied (publickey,password).", "permission denied, publickey,password"),
         ("ssh: connect to host 10.0.0.1 port 22: Connection timed out", "10.0.0.1 port 22 does not answer"),
         ("ssh: connect to host 10.0.0.1 port 22: No route to host", "no route to 10.0.0.1"),
@@ -40,7 +43,10 @@ def test_an_unreachable_host_gets_one_sentence(text: str, expected: str) -> None
         ({"msg": "Task failed: Missing sudo password"}, "Add -K"),
         ({"msg": "Incorrect sudo password"}, "refused the password"),
         ({"msg": "Task failed: something"}, "something"),
-        ({"msg": "MODULE FAILURE: No start of json char found", "module_stderr": "a\nKilled\n"}, "died on the host: Killed"),
+        (
+            {"msg": "MODULE FAILURE: No start of json char found", "module_stderr": "a\nKilled\n"},
+            "died on the host: Killed",
+        ),
         ({"msg": "", "stderr": "E: no space left\n"}, "E: no space left"),
         ({}, "without a message"),
         # our own modules word their messages themselves: a log in there must not be taken for sudo's

@@ -21,7 +21,9 @@ def replay(name: str, **settings: Any) -> RunState:
     return state
 
 
-def event(name: str, result: dict[str, Any] | None = None, *, action: str = "sglang_gate", **data: Any) -> dict[str, Any]:
+def event(
+    name: str, result: dict[str, Any] | None = None, *, action: str = "sglang_gate", **data: Any
+) -> dict[str, Any]:
     return {
         "event": name,
         "created": data.pop("created", "2026-11-22T10:00:00+00:00"),
@@ -87,6 +89,23 @@ def test_a_missing_interpreter_names_the_variable() -> None:
     [
         ("refused", "dead", "nothing listens on 127.0.0.1 port 1 (connection refused)"),
         ("name_unknown", "gone", "the name no-such-host.invalid cannot be resolved. Check ansible_host"),
+        ("no_route", "gpu-1", "there is no route to 198.18.0.77 (port 22)"),
+        (
+            "key_wrong",
+            "gpu-1",
+            "SSH refused the login (permission denied, publickey). Check ansible_user and ansible_ssh_private_key_file",
+        ),
+        (
+            "host_key_unknown",
+            "gpu-1",
+            "its SSH host key is not known here. Check it and accept it once: ssh 198.18.0.11",
+        ),
+        (
+            "host_key_changed",
+            "gpu-1",
+            "its SSH host key has changed: reinstalled, or someone is in between. "
+            "To accept: ssh-keygen -f /srv/ops/wrong_known -R 198.18.0.11",
+        ),
         ("one_unreachable", "dead", "nothing listens on 127.0.0.1 port 1 (connection refused)"),
     ],
 )
@@ -118,7 +137,7 @@ def test_an_unparsable_inventory_says_where_and_why() -> None:
 
 
 def test_a_broken_playbook_is_our_error_and_not_unreachable() -> None:
-    with pytest.raises(OpsError, match="nosuch.module") as caught:
+    with pytest.raises(OpsError, match=r"nosuch\.module") as caught:
         replay("playbook_wrong").require_hosts(None)
     assert caught.value.exit_code is ExitCode.ERROR
 

@@ -8,9 +8,10 @@ from sglang_ops import journal
 
 
 def test_lines_carry_service_time_and_text_and_the_cursor_goes_on() -> None:
+    unit = "sglang-m.service"
     rows = [
-        {"__CURSOR": "a", "__REALTIME_TIMESTAMP": "1700000000123456", "MESSAGE": "hello", "_SYSTEMD_UNIT": "sglang-m.service"},
-        {"__CURSOR": "b", "__REALTIME_TIMESTAMP": "1700000001000000", "MESSAGE": [104, 105, 255], "UNIT": "sglang-m.service"},
+        {"__CURSOR": "a", "__REALTIME_TIMESTAMP": "1700000000123456", "MESSAGE": "hello", "_SYSTEMD_UNIT": unit},
+        {"__CURSOR": "b", "__REALTIME_TIMESTAMP": "1700000001000000", "MESSAGE": [104, 105, 255], "UNIT": unit},
     ]
     lines, cursor = journal.parse("-- noise --\n" + "\n".join(json.dumps(row) for row in rows))
     assert cursor == "b"

@@ -179,13 +179,14 @@ def test_an_inventory_names_its_own_interpreter(here: Path, monkeypatch: pytest.
 def test_the_sudo_password_travels_in_a_private_file(here: Path) -> None:
     events: list[runner.Event] = []
     seen: list[str] = []
+    files: list[tuple[str, int, str]] = []
 
     def on_event(item: runner.Event) -> None:
         events.append(item)
         if item["event"] == "playbook_on_start":
             seen.append(leaders(here, events))
-
-            files.extend((path.name, stat.S_IMODE(path.stat().st_mode), path.read_text()) for path in here.glob("private/*/b*"))
+            found = here.glob("private/*/b*")
+            files.extend((path.name, stat.S_IMODE(path.stat().st_mode), path.read_text()) for path in found)
 
     path = playbook(here, {"ansible.builtin.ping": {}})
     assert runner.run(path, ["hosts"], on_event=on_event, become_password="canary-4713").rc == 0

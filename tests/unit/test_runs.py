@@ -23,9 +23,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_secret_is_in_no_file_of_the_folder() -> None:
     with RunFolder.create("deploy", ["hosts"], hidden=[CANARY]) as folder:
         result = {"msg": f"token {CANARY}", "invocation": {"module_args": {"token": CANARY}}}
-        folder.record(
-            {"event": "runner_on_ok", "stdout": f"ok {CANARY}", "event_data": {"host": "one", "res": result}}
-        )
+        folder.record({"event": "runner_on_ok", "stdout": f"ok {CANARY}", "event_data": {"host": "one", "res": result}})
         folder.progress.write_text(json.dumps({"host": "one", "detail": CANARY}) + "\n")
         folder.write_json("result.json", {"log": [CANARY]})
         folder.write_yaml("config.yaml", {"env_vars": {"TOKEN": CANARY}})
@@ -92,9 +90,7 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_others(state: Path) -> N
     assert [record.verb for record in runs.history()] == ["deploy"]
 
 
-def test_old_runs_go_and_looking_does_not_push_out_changes(
-    state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_runs_go_and_looking_does_not_push_out_changes(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "KEPT_CHANGES", 3)
     monkeypatch.setattr(runs, "KEPT_READS", 2)
     for number in range(5):

@@ -1,0 +1,155 @@
+"""Building a lab on the machine, and taking it away again, however far it came."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sglang_ops.errors import OpsError
+from sglang_ops.lab import (
+    cgroups,
+    hosts,
+    images,
+    inventory,
+    model,
+    network,
+    power,
+    processes,
+    requirements,
+    services,
+    ssh,
+    tree,
+)
+from sglang_ops.lab.locks import locked
+from sglang_ops.lab.settings import MARK, Folder, Plan, Shape, cache_root, state_root, write
+
+Log = Callable[[str], None]
+
+
+def build(lab: Folder, shape: Shape, *, log: Log) -> None:
+    """Make everything that a lab needs, and the lab; its empty directory is there and locked.
+
+    Raises OpsError and leaves what it has made: for `remove`.
+    """
+    with _marking_children(lab):
+        plan = _provide(lab, shape, log=log)
+        log(f"making {shape.hosts} hosts in {plan.subnet}")
+        _prepare(lab, plan)
+        network.connect(plan, _supervise(lab))
+        power.wait_for_services(lab, plan)
+        power.wait_for_hosts(lab, plan.hosts, log=log)
+    write(lab.deployment, inventory.deployment(plan))
+    write(lab.inventory, inventory.inventory(lab, plan))  # last: its presence says that the lab is complete
+
+
+@contextlib.contextmanager
+def _marking_children(lab: Folder) -> Iterator[None]:
+    """What is started in here carries the lab's mark, and is found by it whatever becomes of us."""
+    os.environ[MARK] = str(lab.root)
+    try:
+        yield
+    finally:
+        del os.environ[MARK]
+
+
+def _provide(lab: Folder, shape: Shape, *, log: Log) -> Plan:
+    """See that packages, host tree, images and model are there, and settle the lab's plan."""
+    cache = cache_root()
+    requirements.install_packages(log)
+    with ThreadPoolExecutor() as pool:  # both wait for the network most of the time
+        host_tree = pool.submit(tree.ensure, shape.os, cache, log=log)
+        registry = images.ensure_registry(shape.server, cache, log)
+        models = model.ensure_model(cache)
+
+    with locked(state_root()):
+        taken = network.machine_networks() + [network.as_network(plan) for plan in _plans()]
+        plan = Plan(
+            shape=shape,
+            network=network.free_network(taken),
+            mtu=network.uplink_mtu(),
+            tree=str(host_tree.result()),
+            registry=str(registry),
+            models=str(models),
+        )
+        write(lab.plan, plan.to_json())
+        network.raise_settings(shape.hosts, _settings_record())
+    return plan
+
+
+def _prepare(lab: Folder, plan: Plan) -> None:
+    lab.logs.mkdir()
+    ssh.make_keys(lab, plan)
+    services.prepare(lab, plan)
+    resolv_conf = network.resolv_conf()
+    for host in plan.hosts:
+        hosts.prepare(lab, plan, host, resolv_conf=resolv_conf)
+
+
+def _supervise(lab: Folder) -> int:
+    """Start the supervisor, detached from us, as process 1 of new namespaces; its pid."""
+    package_root = str(Path(__file__).parents[2])
+    with lab.log("supervisor").open("ab") as log:
+        unshare = subprocess.Popen(
+            [
+                "unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net",
+                *processes.supervisor_command(lab),
+            ],
+            env={"PATH": requirements.search_path(), "PYTHONPATH": package_root, MARK: str(lab.root)},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    while (supervisor := processes.find_supervisor(lab)) is None:
+        if unshare.poll() is not None:
+            raise OpsError(f"The lab's supervisor did not start: {lab.log('supervisor').read_text().strip()}")
+    return supervisor
+
+
+def clear(lab: Folder) -> None:
+    """Undo everything of a lab, however far it came, and empty its directory."""
+    processes.end_all(lab)
+    network.disconnect(lab.root.name, lab.load_plan())
+    cgroups.remove(lab.root.name)
+    for path in lab.root.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def remove(lab: Folder) -> None:
+    """Undo everything of a lab and forget it; the last one also puts back the machine's settings."""
+    clear(lab)
+    with locked(state_root()):
+        lab.root.rmdir()
+        if not labs():
+            network.restore_settings(_settings_record())
+            state_root().rmdir()
+            remove_own_parent(state_root())
+
+
+def remove_own_parent(path: Path) -> None:
+    """The directory above, if it bears our name and is empty now."""
+    if path.parent.name == "sglang-ops":
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+
+
+def labs() -> list[Folder]:
+    root = state_root()
+    return [Folder(path) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+
+
+def _plans() -> list[Plan]:
+    return [plan for plan in (lab.load_plan() for lab in labs()) if plan]
+
+
+def _settings_record() -> Path:
+    return state_root() / "kernel-settings.json"

@@ -1,0 +1,123 @@
+"""How each layer of the lab's images is filled: Debian, the hub's client, the simulator, the engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sglang_ops import simulator
+from sglang_ops.errors import OpsError
+from sglang_ops.lab import debian
+from sglang_ops.lab.images import recipes, wheels
+
+Log = Callable[[str], None]
+Fill = Callable[[Path, Log], None]
+
+_PROCEDURE = 1  # raised when this package comes to make something else of the same inputs
+_SIMULATOR_SOURCE = Path(simulator.__file__).parent
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """A layer to be: what decides its content, and what fills a directory with it."""
+
+    name: str
+    inputs: Sequence[object]
+    fill: Fill
+
+    @property
+    def key(self) -> str:
+        """A short hash of the inputs: the same key is the same content."""
+        return hashlib.sha256(json.dumps([_PROCEDURE, self.name, self.inputs]).encode()).hexdigest()[:12]
+
+
+def base() -> LayerRecipe:
+    """Debian with its Python, and no way to install more."""
+    inputs = [
+        recipes.SUITE,
+        recipes.BASE_PACKAGES,
+        recipes.BASE_WITHOUT,
+        os.environ.get(debian.MIRROR_VARIABLE),
+        debian.authorities_digest(),
+    ]
+    return LayerRecipe("base", inputs, _fill_base)
+
+
+def hub_client() -> LayerRecipe:
+    """The program `hf`."""
+    pins = recipes.engine_pins(only=recipes.HUB_CLIENT)
+
+    def fill(tree: Path, log: Log) -> None:
+        log(f"hub client: {len(pins)} packages")
+        _install(pins, tree, without=recipes.HUB_CLIENT_WITHOUT)
+        _write(recipes.HUB_CLIENT_FILES, tree)
+
+    return LayerRecipe("hub-client", [pins, recipes.HUB_CLIENT_WITHOUT, recipes.HUB_CLIENT_FILES], fill)
+
+
+def simulated() -> LayerRecipe:
+    """The simulator, under the engine's names."""
+    sources = [path for path in sorted(_SIMULATOR_SOURCE.iterdir()) if path.suffix in (".py", ".json")]
+
+    def fill(tree: Path, log: Log) -> None:
+        log("simulator")
+        package = tree / recipes.SITE / "sglang_ops" / "simulator"
+        package.mkdir(parents=True)
+        for source in sources:
+            shutil.copyfile(source, package / source.name)
+        _write(recipes.SIMULATOR_FILES, tree)
+
+    digests = [[source.name, hashlib.sha256(source.read_bytes()).hexdigest()] for source in sources]
+    return LayerRecipe("simulator", [digests, recipes.SIMULATOR_FILES], fill)
+
+
+def engine() -> LayerRecipe:
+    """SGLang itself with all it needs, the hub's client among it."""
+    pins = recipes.engine_pins()
+
+    def fill(tree: Path, log: Log) -> None:
+        log(f"engine: {len(pins)} packages, 0.5 GB to download")
+        _install(pins, tree, without=recipes.ENGINE_WITHOUT)
+        _strip(tree / recipes.SITE, recipes.ENGINE_STRIPPED)
+        _write(recipes.ENGINE_FILES, tree)
+
+    inputs = [pins, recipes.ENGINE_WITHOUT, recipes.ENGINE_STRIPPED, recipes.ENGINE_FILES]
+    return LayerRecipe("engine", inputs, fill)
+
+
+def _fill_base(tree: Path, log: Log) -> None:
+    debian.bootstrap(recipes.SUITE, recipes.BASE_PACKAGES, tree, log=log)
+    for pattern in recipes.BASE_WITHOUT:
+        for path in list(tree.glob(pattern)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _install(pins: Sequence[str], tree: Path, *, without: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory(dir=tree.parent) as downloads:
+        wheels.fetch(pins, Path(downloads))
+        wheels.unpack(Path(downloads), tree / recipes.SITE, without=without)
+
+
+def _strip(site: Path, patterns: Sequence[str]) -> None:
+    libraries = [str(path) for pattern in patterns for path in site.glob(pattern)]
+    done = subprocess.run(["strip", "--strip-unneeded", *libraries], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OpsError(f"strip failed: {done.stderr.strip()}")
+
+
+def _write(files: Mapping[str, str], tree: Path) -> None:
+    for name, content in files.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        path.chmod(0o755 if "/bin/" in name else 0o644)

@@ -1,0 +1,94 @@
+"""What is in the lab's images: packages, pins, what is left out of them, and how a container starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+from sglang_ops.simulator import NAME as SIMULATOR
+from sglang_ops.simulator import SGLANG_VERSION
+
+ENGINE_REPOSITORY = "sglang"
+ENGINE_TAG = f"v{SGLANG_VERSION}-cpu"
+SIMULATOR_REPOSITORY = SIMULATOR
+SIMULATOR_TAG = f"v{SGLANG_VERSION}"
+
+# Debian's own Python looks here, so no virtual environment is needed.
+SITE = "usr/local/lib/python3.11/dist-packages"
+
+SUITE = "bookworm"
+# libstdc++6 and libnuma1 for the engine's binaries, util-linux for `lscpu`, which it calls.
+BASE_PACKAGES = ("python3", "libstdc++6", "libnuma1", "util-linux")
+
+# Nothing is ever installed in a container of these, so what installs goes; and what only people read.
+BASE_WITHOUT = (
+    "etc/apt", "usr/lib/apt", "usr/lib/*/libapt-*", "usr/bin/apt*", "var/cache/*", "var/lib/apt", "var/log/*",
+    "usr/bin/dpkg*", "usr/share/dpkg", "var/lib/dpkg/info", "var/lib/dpkg/*-old",
+    "usr/bin/perl*", "usr/lib/*/perl*", "usr/lib/*/libperl*", "usr/share/perl*",
+    "usr/lib/*/gconv", "usr/share/i18n", "usr/share/bash-completion", "usr/share/common-licenses",
+    "usr/share/doc", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man",
+    "usr/share/zoneinfo/right", "usr/share/zoneinfo/posix",
+    "usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data", "usr/lib/**/__pycache__",
+    "etc/hostname", "etc/machine-id", "etc/resolv.conf", "dev/*", "run/*", "tmp/*",
+)  # fmt: skip
+
+# huggingface_hub with its program `hf`, and what that imports; versions are those of the engine's pins.
+HUB_CLIENT = (
+    "huggingface_hub", "anyio", "click", "filelock", "fsspec", "h11", "httpcore2", "httpx2", "idna", "packaging",
+    "PyYAML", "tqdm", "truststore", "typing_extensions",
+)  # fmt: skip
+
+HUB_CLIENT_WITHOUT = ("*/tests/*", "*.pyi", "*.pyx", "*.pxd", "*.dist-info/RECORD")
+
+# What the engine does not open when it serves a text model on the CPU: GPU back ends, headers, sources of
+# native code, tests, stubs, programs.
+ENGINE_WITHOUT = (
+    "*.a", "*.c", "*.cc", "*.cpp", "*.cu", "*.cuh", "*.h", "*.hpp", "*.inc", "*.pxd", "*.pyi", "*.pyx", "*.cmake",
+    "*/tests/*", "*.dist-info/RECORD",
+    "jedi/third_party/*", "numpy/f2py/*", "sglang/multimodal_gen/*", "sglang/test/*", "torch/bin/*", "torch/share/*",
+    "torch/test/*", "torchgen/packaged/*",
+    "triton/_C/libproton.so", "triton/backends/*/bin/*", "triton/backends/*/lib/*", "triton/instrumentation/*",
+    "zstandard/_cffi*",
+)  # fmt: skip
+# Half of these files is symbol tables for debuggers.
+ENGINE_STRIPPED = (
+    "torch/lib/libtorch_cpu.so", "torch/lib/libtorch_python.so", "triton/_C/libtriton.so", "uvloop/loop*.so",
+)  # fmt: skip
+
+_PROGRAM = "#!/usr/bin/python3\nimport sys\nfrom {module} import main\nsys.exit(main())\n"
+HUB_CLIENT_FILES: Mapping[str, str] = {"usr/local/bin/hf": _PROGRAM.format(module="huggingface_hub.cli.hf")}
+ENGINE_FILES: Mapping[str, str] = {
+    **HUB_CLIENT_FILES,
+    "usr/local/bin/sglang": _PROGRAM.format(module="sglang.cli.main"),
+}
+# A package of the engine's name, so that its commands start the simulator.
+SIMULATOR_FILES: Mapping[str, str] = {
+    "usr/local/bin/sglang": _PROGRAM.format(module="sglang_ops.simulator.command"),
+    f"{SITE}/sglang/__init__.py": f'"""The simulator in the place of SGLang."""\n\n__version__ = "{SGLANG_VERSION}"\n',
+    f"{SITE}/sglang/launch_server.py": "from sglang_ops.simulator.main import main\n\nmain()\n",
+    f"{SITE}/sglang_ops/__init__.py": "",
+}
+
+ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+}
+ENGINE_LABELS: Mapping[str, str] = {
+    "org.opencontainers.image.title": "SGLang for the CPU",
+    "org.opencontainers.image.description": "SGLang as released, on PyTorch's CPU build, trimmed for the lab",
+    "org.opencontainers.image.version": SGLANG_VERSION,
+}
+SIMULATOR_LABELS: Mapping[str, str] = {
+    "org.opencontainers.image.title": SIMULATOR,
+    "org.opencontainers.image.description": "Simulator of SGLang's command line and HTTP surface; it runs no model",
+    "org.opencontainers.image.version": SGLANG_VERSION,
+}
+
+
+def engine_pins(*, only: Sequence[str] = ()) -> list[str]:
+    """The exact versions of the engine's packages, which were tried together; `only` some, by name."""
+    text = (resources.files(__package__) / "engine-pins.txt").read_text("utf-8")
+    pins = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [pin for pin in pins if not only or pin.partition("==")[0] in only]
