@@ -23,6 +23,7 @@ _SSH = (
         r"Host key verification failed|No \S+ host key is known",
         "its SSH host key is not known here. Check it and accept it once: ssh {target}",
     ),
+    (r"no such identity: ([^:\n]+): No such file", "the SSH key {0} does not exist"),
     (
         r"Too many authentication failures",
         "SSH refused the login: the agent offered too many keys. Name the right one in ansible_ssh_private_key_file",
@@ -30,10 +31,6 @@ _SSH = (
     (
         r"Permission denied \(([^)]*)\)",
         "SSH refused the login (permission denied, {0}). Check ansible_user and ansible_ssh_private_key_file",
-    ),
-    (
-        r"(?:no such identity|Identity file) ([^:\n]+)[:\w ]*(?:No such file|not accessible)",
-        "the SSH key {0} does not exist",
     ),
     (r"Could not resolve hostname ([^:\s]+)", "the name {0} cannot be resolved. Check ansible_host"),
     (
@@ -67,12 +64,12 @@ _SSH = (
 _SUDO = (
     (
         r"Missing sudo password|a password is required|Timeout .*waiting for privilege escalation prompt",
-        "sudo asks for a password. Add -K (--ask-become-pass), or allow {user} to use sudo without one",
+        "sudo asks for a password. Add -K (--ask-become-pass), or allow the user to use sudo without one",
     ),
     (r"Incorrect sudo password|Sorry, try again", "sudo refused the password"),
-    (r"(\S+) is not in the sudoers file", "{0} may not use sudo on this host"),
-    (r"is not allowed to execute", "{user} may not become root through sudo on this host"),
-    (r"sudo: (?:command )?not found|exec: sudo", "sudo is not installed on this host. Install it, or connect as root"),
+    (r"(\S+) is not in the sudoers file", "{0} may not use sudo"),
+    (r"is not allowed to execute", "the user may not become root through sudo"),
+    (r"sudo: (?:command )?not found|exec: sudo", "sudo is not installed. Install it, or connect as root"),
 )
 
 _INTERPRETER = (
@@ -81,7 +78,6 @@ _INTERPRETER = (
         "there is no Python at {0}. Install python3, or set ansible_python_interpreter in the inventory",
     ),
 )
-
 
 _DIED = ("Module result deserialization failed", "MODULE FAILURE")
 
@@ -95,26 +91,35 @@ def unreachable(result: Mapping[str, Any], host: str) -> str:
     return known or _last_clause(text)
 
 
-def failure(result: Mapping[str, Any], user: str) -> str:
+def no_access(result: Mapping[str, Any], host: str) -> str | None:
+    """Why Ansible could log in but not work there: no sudo, no Python. None where that is not the cause.
+
+    What our own modules report is theirs to word: a log they quote must not be taken for sudo's voice.
+    """
+    if "sglang_ops" in result:
+        return None
+    text = "\n".join(str(result.get(key) or "") for key in ("msg", "module_stderr", "module_stdout"))
+    return _translate(text, (*_SUDO, *_INTERPRETER), host)
+
+
+def failure(result: Mapping[str, Any]) -> str:
     """Why a task failed on a host."""
     result = _guilty_item(result)
-    if result.get("censored"):
-        return "the task failed and its output is hidden, because it carries secrets"
-    errors = result.get("argument_errors")
-    if errors:
-        return "; ".join(str(error) for error in errors)
-    text = str(result.get("msg") or "").strip()
-    streams = "\n".join(str(result.get(key) or "") for key in ("module_stderr", "module_stdout", "stderr"))
+    text = str(result.get("msg") or "").strip().removeprefix("Task failed: ")
     if "sglang_ops" in result:
         return text
-    known = _translate(f"{text}\n{streams}", (*_SUDO, *_INTERPRETER), user)
+    if result.get("censored"):
+        return "the task failed and its output is hidden, because it carries secrets"
+    if result.get("argument_errors"):
+        return "; ".join(str(error) for error in result["argument_errors"])
+    said = _last_clause("\n".join(str(result.get(key) or "") for key in ("module_stderr", "module_stdout", "stderr")))
     if text.startswith(_DIED):
-        text = f"the module died on the host: {_last_clause(streams) or 'it printed nothing'}"
-    elif text == "non-zero return code":
+        return f"the module died on the host: {said or 'it printed nothing'}"
+    if text == "non-zero return code":
         command = result.get("cmd")
         shown = " ".join(map(str, command)) if isinstance(command, list) else str(command)
-        text = f"'{shown}' ended with {result.get('rc')}. {_last_clause(streams)}".rstrip()
-    return known or text.removeprefix("Task failed: ") or _last_clause(streams) or "the task failed without a message"
+        return f"'{shown}' ended with {result.get('rc')}. {said}".rstrip()
+    return text or said or "the task failed without a message"
 
 
 def _guilty_item(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -130,7 +135,7 @@ def _translate(text: str, table: Sequence[tuple[str, str]], target: str) -> str 
         found = re.search(pattern, text)
         if found:
             groups = [group for group in found.groups() if group]
-            return sentence.format(*groups, target=target, user=target)
+            return sentence.format(*groups, target=target)
     return None
 
 

@@ -99,13 +99,14 @@ def root(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. The only place where errors are caught and printed."""
-    asked: dict[str, Any] = {"json": False}
+    asked: dict[str, Any] = {"json": False, "arguments": list(arguments)}
     try:
         code = typer.main.get_command(app).main(
             args=list(arguments) or ["--help"], prog_name="sglang-ops", standalone_mode=False, obj=asked
         )
     except OpsError as error:
-        return _report(error.message, error.fix, error.exit_code, json_output=asked["json"])
+        details = [item.as_dict() for item in getattr(error, "errors", [])]
+        return _report(error.message, error.fix, error.exit_code, json_output=asked["json"], details=details)
     except typer.TyperException as error:  # the command line itself
         if not error.format_message():
             return ExitCode.DONE  # a verb with verbs of its own, called without one: its help was shown
@@ -117,11 +118,12 @@ def run(arguments: Sequence[str]) -> int:
     return int(code or 0)
 
 
-def _report(message: str, fix: str | None, code: ExitCode, *, json_output: bool) -> int:
+def _report(
+    message: str, fix: str | None, code: ExitCode, *, json_output: bool, details: Sequence[dict[str, Any]] = ()
+) -> int:
     if json_output:
-        typer.echo(
-            json.dumps({"ok": False, "exit_code": int(code), "error": {"message": message, "fix": fix}}, indent=2)
-        )
+        error = {"message": message, "fix": fix, **({"errors": list(details)} if details else {})}
+        typer.echo(json.dumps({"ok": False, "exit_code": int(code), "error": error}, indent=2, ensure_ascii=False))
     else:
         typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
         typer.echo(message, err=True)

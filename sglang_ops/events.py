@@ -130,7 +130,9 @@ class RunState:
     def note(self, line: Mapping[str, Any], now: float) -> None:
         """One line of the progress file: {"host", "step", "detail"}."""
         host = self._host(str(line["host"]), now)
-        host.enter(str(line.get("step", "")), now, str(line.get("detail", "")))
+        step = str(line.get("step", ""))
+        if step == host.step or step not in host.steps:  # a line of a step that is over came late
+            host.enter(step, now, str(line.get("detail", "")))
 
     @property
     def failures(self) -> list[Failure]:
@@ -242,7 +244,10 @@ def _failure(
     if hint is None and broken:
         code = ExitCode.ROLLED_BACK if broken.get("rolled_back_to") else ExitCode.NEEDS_HANDS
     refusals = [error["message"] for item in own for error in (item.get("plan") or {}).get("errors") or []]
-    cause = "\n".join(refusals) or causes.failure(result, str(data.get("remote_addr") or host.name))
+    locked_out = causes.no_access(result, host.name)
+    if locked_out and not host.changed:
+        code = ExitCode.REFUSED
+    cause = "\n".join(refusals) or locked_out or causes.failure(result)
     where = step or host.step or str(data.get("task", ""))
     return Failure(host.name, where, cause, code, tuple(str(line) for line in broken.get("log") or ()))
 

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 
+# The server's own lines, and what systemd says of its unit; not the container engine's chatter in the same unit.
+_MATCH = 'set -- {names}; for name; do set -- "$@" "SYSLOG_IDENTIFIER=$name" + "UNIT=$name.service" +; shift; done'
+
+
 def command(services: Sequence[str], *options: str) -> str:
     """The shell command that prints the journal of services as JSON, one entry a line; none named means all."""
-    units = [word for name in services or ["sglang-*"] for word in ("--unit", f"{name}.service")]
-    shape = ["--output", "json", "--output-fields", "MESSAGE,SYSLOG_IDENTIFIER,UNIT,_SYSTEMD_UNIT"]
-    # Ansible may give the command a terminal, and journalctl would colour its JSON.
-    return "SYSTEMD_COLORS=0 " + shlex.join(["journalctl", "--quiet", "--no-pager", *shape, *units, *options])
+    names = shlex.join(services) if services else "$(ls /var/lib/sglang-ops/services 2>/dev/null)"
+    fields = "MESSAGE,SYSLOG_IDENTIFIER,UNIT"
+    shown = shlex.join(["--quiet", "--no-pager", "--output", "json", "--output-fields", fields, *options])
+    # Ansible may give the command a terminal, and journalctl would colour its JSON. The last `+` needs a match.
+    return f'{_MATCH.format(names=names)}; SYSTEMD_COLORS=0 journalctl {shown} "$@" SYSLOG_IDENTIFIER=sglang-ops'
 
 
 def parse(output: str) -> tuple[list[dict[str, str]], str]:
@@ -29,7 +34,6 @@ def parse(output: str) -> tuple[list[dict[str, str]], str]:
         if isinstance(text, list):  # bytes that are no UTF-8 come as a list of numbers
             text = bytes(text).decode("utf-8", "replace")
         stamp = datetime.fromtimestamp(int(entry["__REALTIME_TIMESTAMP"]) / 1e6, UTC)
-        unit = entry.get("UNIT") or entry.get("_SYSTEMD_UNIT") or ""
-        service = unit.removesuffix(".service")
+        service = (entry.get("UNIT") or entry.get("SYSLOG_IDENTIFIER") or "").removesuffix(".service")
         lines.append({"service": service, "time": stamp.isoformat(timespec="milliseconds"), "text": text})
     return lines, cursor

@@ -63,7 +63,7 @@ def run(
     *,
     on_event: Callable[[Event], None],
     limit: str | None = None,
-    forks: int = DEFAULT_FORKS,
+    forks: int | None = None,
     check: bool = False,
     diff: bool = False,
     tags: str | None = None,
@@ -176,12 +176,15 @@ def environment() -> dict[str, str]:
         "ANSIBLE_CONFIG": os.path.abspath(os.environ.get("ANSIBLE_CONFIG", str(root / "ansible.cfg"))),  # noqa: PTH100
         "ANSIBLE_HOST_KEY_CHECKING": os.environ.get("ANSIBLE_HOST_KEY_CHECKING", "True"),
         "ANSIBLE_SSH_CONTROL_PATH_DIR": os.environ.get("ANSIBLE_SSH_CONTROL_PATH_DIR", str(_control_dir())),
-        "ANSIBLE_PIPELINING": "True",
+        "ANSIBLE_FORKS": os.environ.get("ANSIBLE_FORKS", str(DEFAULT_FORKS)),
+        "ANSIBLE_PIPELINING": os.environ.get("ANSIBLE_PIPELINING", "True"),
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
         "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
         "ANSIBLE_STDOUT_CALLBACK": "default",  # a missing user callback would end the run before it starts
         "ANSIBLE_NOCOLOR": "True",
         "MAX_EVENT_RES": "50000000",  # ansible-runner empties results above 700 kB, `logs` makes longer ones
+        # Ansible refuses to start in a locale that is not installed, and we read what ssh says in English.
+        "LC_ALL": "en_US.UTF-8" if sys.platform == "darwin" else "C.UTF-8",
         "PATH": os.pathsep.join(dict.fromkeys([*scripts, *os.environ.get("PATH", os.defpath).split(os.pathsep)])),
     }
     for name, directory in PATHS.items():

@@ -7,7 +7,7 @@ import os
 import re
 import time
 
-from ansible.module_utils.sglang_host_command import Output
+from ansible.module_utils.sglang_host_command import Output, run
 
 LISTS = "/var/lib/apt/lists"
 _LISTS_MAX_AGE = 24 * 3600
@@ -23,7 +23,7 @@ _APT_GET = (
 )
 _LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it", re.IGNORECASE)
 _STALE = re.compile(r"404 +Not Found|Unable to (locate package|fetch some)|no installation candidate", re.IGNORECASE)
-_INTERRUPTED = "dpkg was interrupted"
+_BROKEN = re.compile(r"dpkg was interrupted|dpkg returned an error code|Unmet dependencies", re.IGNORECASE)
 
 
 class AptError(Exception):
@@ -43,18 +43,28 @@ class Apt:
             self._get("update")
 
     def install(self, packages) -> None:
-        """Install packages without recommended ones. Lists that have aged are fetched once more on the way."""
+        """Install packages without recommended ones. Lists that have aged, and what an earlier installation that
+        was cut off has left half done, are put right on the way, once.
+        """
         command = ("install", "--no-install-recommends", *packages)
         try:
             self._get(*command)
         except AptError as error:
-            if _INTERRUPTED in str(error):
-                self._progress.run_child(["dpkg", "--configure", "-a"], env=_ENVIRONMENT, gentle=True)
+            if _BROKEN.search(str(error)):
+                self._repair()
             elif _STALE.search(str(error)):
                 self.refresh(force=True)
             else:
                 raise
             self._get(*command)
+
+    def _repair(self) -> None:
+        self._progress.report("completing an installation that was cut off")
+        self._progress.run_child(["dpkg", "--configure", "-a"], env=_ENVIRONMENT, gentle=True)
+        listing = run("dpkg-query", "--show", "--showformat=${db:Status-Eflag} ${Package}\n").stdout.splitlines()
+        torn = [line.split()[1] for line in listing if line.startswith("reinstreq ")]
+        if torn:
+            self._get("install", "--reinstall", "--no-install-recommends", *torn)
 
     def _get(self, *arguments: str) -> None:
         subject = next((word for word in arguments[1:] if not word.startswith("-")), "")

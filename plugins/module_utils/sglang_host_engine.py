@@ -185,6 +185,8 @@ def _docker() -> dict:
     try:
         info = api.get(api.DOCKER_SOCKET, "/info") or {}
     except api.ApiError:
+        if _torn("docker.io"):
+            return found  # an installation that was cut off is to be completed
         told = re.search(r"version ([\d.]+)", run("docker", "--version").stdout)
         return dict(found, version=told.group(1) if told else "0")
     indexes = (info.get("RegistryConfig") or {}).get("IndexConfigs") or {}
@@ -217,6 +219,12 @@ def _podman() -> dict:
 def _installed(packages: tuple) -> frozenset:
     listing = run("dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *packages).stdout
     return frozenset(line.split()[1] for line in listing.splitlines() if line.startswith("installed "))
+
+
+def _torn(package: str) -> bool:
+    """Whether dpkg knows the package and has not finished with it."""
+    status = run("dpkg-query", "--show", "--showformat=${db:Status-Status}", package).stdout
+    return status not in ("", "installed", "not-installed", "config-files")
 
 
 def _candidates(packages: tuple) -> dict:

@@ -68,7 +68,7 @@ def command(engine: str, image: str, model: dict, source: dict, with_token: bool
         variables["HF_TOKEN_PATH"] = _PRIVATE + "/token"
     for name in sorted(variables):
         argv += ["--env", "%s=%s" % (name, variables[name])]
-    argv += ["--entrypoint", "/bin/sh", image, "-c", _SCRIPT, "sh", model["repo"], "--revision", source["commit"]]
+    argv += ["--entrypoint", "/bin/sh", image, "-c", _SCRIPT, "sh", "--revision", source["commit"], model["repo"]]
     return argv if source["all"] else [*argv, *(item["name"] for item in source["files"])]
 
 

@@ -57,9 +57,25 @@ def registry(name: str) -> str:
     return first if "/" in name and ("." in first or ":" in first or first == "localhost") else "docker.io"
 
 
+def full_name(ref: str) -> str:
+    """A name with its registry spelled out; podman would file a short one under localhost/."""
+    if registry(ref) != "docker.io" or ref.startswith("docker.io/"):
+        return ref
+    return "docker.io/" + (ref if "/" in ref else "library/" + ref)
+
+
 def present(engine: str, refs) -> dict[str, bool]:
-    """Which of the images (by digest) are on the host. False for all where the engine is missing."""
-    return {ref: run(engine, "image", "inspect", "--format", "{{.Id}}", ref).ok for ref in refs}
+    """Which of the images (by digest) are on the host. False for all where the engine is missing or stopped."""
+    if engine == "docker":
+        return {ref: _known_to_docker(ref) for ref in refs}  # a tenth of the time that its client needs
+    return {ref: run("podman", "image", "exists", ref).ok for ref in refs}
+
+
+def _known_to_docker(ref: str) -> bool:
+    try:
+        return api.get(api.DOCKER_SOCKET, "/images/%s/json" % ref) is not None
+    except api.ApiError:
+        return False
 
 
 def explain(told: str, ref: str, digest_ref: str, engine: str) -> PullError:
@@ -147,4 +163,4 @@ def pull(engine: str, ref: str, digest_ref: str, expected: int, report) -> None:
     if not present(engine, [digest_ref])[digest_ref]:
         raise PullError("other", "%s was pulled, yet %s does not know %s." % (ref, engine, digest_ref))
     if "@" not in ref:
-        run(engine, "tag", digest_ref, ref)
+        run(engine, "tag", digest_ref, full_name(ref))

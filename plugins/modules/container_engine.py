@@ -100,8 +100,8 @@ def tell(word):
     for command in commands:
         done = run("systemctl", *command, timeout=READY_SECONDS)
         if not done.ok:
-            raise Failure("systemctl %s failed: %s. See `journalctl -u docker` on the host." % (
-                " ".join(command), done.error))
+            why = done.stderr.strip().split("\n")[0]
+            raise Failure("systemctl %s says: %s See `journalctl -u docker` on the host." % (" ".join(command), why))
 
 
 def wait_ready(desired):

@@ -35,6 +35,10 @@ options:
         description: Branch, tag or commit.
         type: str
         default: main
+      commit:
+        description: The commit that O(models[].revision) stood for when the run was planned; empty asks the hub.
+        type: str
+        default: ""
       hf_home:
         description: The cache's directory on the host.
         type: path
@@ -95,7 +99,8 @@ def survey(wanted, token):
         if there["complete"]:
             found.append((model, None, described(model, there["commit"], there["bytes"])))
             continue
-        source = models.inspect_source(model["repo"], model["revision"], model["endpoint"], token)
+        revision = model["commit"] or model["revision"]
+        source = models.inspect_source(model["repo"], revision, model["endpoint"], token)
         fetching.check_space(model["hf_home"], model["repo"], source)
         found.append((model, source, described(model, source["commit"], source["bytes"])))
     return found
@@ -119,6 +124,7 @@ def main():
             "models": {"type": "list", "elements": "dict", "required": True, "options": {
                 "repo": {"type": "str", "required": True},
                 "revision": {"type": "str", "default": "main"},
+                "commit": {"type": "str", "default": ""},
                 "hf_home": {"type": "path", "required": True},
                 "endpoint": {"type": "str", "default": ""},
             }},

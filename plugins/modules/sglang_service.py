@@ -233,7 +233,7 @@ def absent(host, names, purge):
     for name in names:
         record = store.read_record(name, store.read_state(name)["release"])
         if record.get("image_digest"):
-            images[record["content"]["image"]] = record["engine"]
+            images[record["content"]["image"]] = (record["engine"], record["image"])
         host.systemctl("disable", "--quiet", "--now", name + ".service")
         unit = store.read_text(store.unit_path(name))
         if unit is not None:
@@ -245,9 +245,9 @@ def absent(host, names, purge):
     if purge and not host.check:
         kept = [store.read_record(name, store.read_state(name)["release"]) for name in store.names()]
         used = {record["content"]["image"] for record in kept if record}
-        for image, engine in images.items():
+        for image, (engine, tag) in images.items():
             if image not in used:
-                run(engine, "image", "rm", image)
+                run(engine, "image", "rm", tag, image)
     return _done(names, "remove")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from sglang_ops.commands import _common, _deployment, _views
 from sglang_ops.errors import UsageError
 from sglang_ops.result import Deployed
@@ -14,6 +16,7 @@ from sglang_ops.result import Deployed
 def act(
     verb: str,
     target: _common.Target,
+    context: typer.Context,
     *,
     service: str | None,
     config: Path | None,
@@ -35,9 +38,9 @@ def act(
         elif not result.interrupted:
             _views.deployed(_common.stdout(), result)
         if result.interrupted:
-            _views.interrupted(err, played.state, target.command(verb, "--service", name))
+            _views.interrupted(err, played.state, _common.again(context))
         else:
-            _views.failures(err, played.state.failures, folder, target)
+            _views.failures(err, played.state.failures, folder, target, _common.again(context))
             if not json:
                 err.print(f"Finished in {result.seconds:.1f} s.")
         return result.exit_code

@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ class Target:
 
     inventory: tuple[str, ...]
     limit: str | None = None
-    forks: int = runner.DEFAULT_FORKS
+    forks: int | None = None
     verbosity: int = 0
     extra: _overrides.ExtraVars = field(default_factory=_overrides.ExtraVars)
     become_password: str | None = None
@@ -45,7 +46,7 @@ class Target:
         inventory: Sequence[str],
         limit: str | None,
         *,
-        forks: int = runner.DEFAULT_FORKS,
+        forks: int | None = None,
         verbose: int = 0,
         extra_vars: Sequence[str] | None = None,
         ask_become_pass: bool = False,
@@ -58,16 +59,15 @@ class Target:
 
     def command(self, verb: str, *words: str) -> str:
         """A command on the same hosts, for the user to type next."""
-        import shlex
-
         hosts = [part for source in self.inventory for part in ("-i", source)]
         limit = ["--limit", self.limit] if self.limit and "--limit" not in words else []
         return shlex.join(["sglang-ops", verb, *hosts, *limit, *words])
 
     def secrets(self) -> set[str]:
-        """Values that must not be kept: the sudo password, and what the environment names like a secret."""
-        named = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
-        return named | ({self.become_password} if self.become_password else set())
+        """Values that must not be kept: the sudo password, and what -e or the environment names like a secret."""
+        named = {**os.environ, **self.extra.variables}
+        found = {str(value) for name, value in named.items() if _SECRET_NAME.search(name)}
+        return found | ({self.become_password} if self.become_password else set())
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,15 @@ def service_unit(name: str) -> str:
 def only(service: str | None) -> dict[str, Any]:
     """The variable that narrows a playbook down to one service; without a name it takes all of a host."""
     return {"sglang_ops_services": [service_unit(service)]} if service else {}
+
+
+def again(context: typer.Context, *drop: str) -> str:
+    """The command line that the user typed, for typing it once more; `drop` names flags to leave out."""
+    letters = "".join(flag[1] for flag in drop if not flag.startswith("--"))
+    words = [word for word in context.obj["arguments"] if word not in drop]
+    if letters:  # of bundled flags such as -CD only the others stay
+        words = [re.sub(f"[{letters}]", "", word) if re.match(r"^-[CDKvy]+$", word) else word for word in words]
+    return shlex.join(["sglang-ops", *words])
 
 
 def interactive() -> bool:

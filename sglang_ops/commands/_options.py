@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-
-from sglang_ops.runner import DEFAULT_FORKS
 
 ANSIBLE = "Ansible options"
 OUTPUT = "Output"
@@ -46,7 +44,10 @@ Limit = Annotated[
     ),
 ]
 Forks = Annotated[
-    int, typer.Option("--forks", "-f", metavar="N", min=1, help="Hosts worked on at a time.", rich_help_panel=ANSIBLE)
+    int | None,
+    typer.Option(
+        "--forks", "-f", metavar="N", min=1, help="Hosts worked on at a time. Default: 25.", rich_help_panel=ANSIBLE
+    ),
 ]
 Check = Annotated[
     bool,
@@ -105,4 +106,3 @@ OutputFormat = Annotated[
         "--output", "-o", callback=_remember_output, help="Form of the result on stdout.", rich_help_panel=OUTPUT
     ),
 ]
-FORKS: Any = DEFAULT_FORKS

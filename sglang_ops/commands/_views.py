@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from sglang_ops.errors import ExitCode
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -26,15 +28,15 @@ ACTIONS = {
     "remove": "removed",
     "pending": "not begun",
 }
-ENDINGS = {
-    0: "done",
-    2: "changes pending",
-    3: "rolled back",
-    4: "needs hands",
-    5: "locked",
-    6: "unreachable",
-    7: "refused",
-    130: "interrupted",
+ENDINGS: dict[int, str] = {
+    ExitCode.DONE: "done",
+    ExitCode.PENDING: "changes pending",
+    ExitCode.ROLLED_BACK: "rolled back",
+    ExitCode.NEEDS_HANDS: "needs hands",
+    ExitCode.LOCKED: "locked",
+    ExitCode.UNREACHABLE: "unreachable",
+    ExitCode.REFUSED: "refused",
+    ExitCode.INTERRUPTED: "interrupted",
 }
 
 
@@ -64,62 +66,74 @@ def plan(console: Console, result: Deployed) -> None:
 
 
 def deployed(console: Console, result: Deployed) -> None:
-    """One line per service: what happened, and where it answers."""
-    table = grid("host", "service", "release", "result", "GPUs", "endpoint")
+    """One line per service: what happened, and where it answers. Columns that would be empty are left out."""
+    rows = []
     for host in result.hosts:
         for service in host.services:
-            table.add_row(
-                host.host,
-                service.name,
-                (service.release or "-")[:12],
-                _outcome(host, service),
-                ",".join(map(str, service.gpus)) or "-",
-                service.endpoint or "-",
+            gpus = ",".join(map(str, service.gpus))
+            rows.append(
+                (
+                    host.host,
+                    service.name,
+                    (service.release or "")[:12],
+                    _outcome(host, service),
+                    gpus,
+                    service.endpoint or "",
+                )
             )
-        if not host.services:
-            table.add_row(host.host, "-", "-", _outcome(host, None), "-", "-")
-    if table.row_count:
+        if not host.services and not host.failure:
+            rows.append((host.host, "", "", _outcome(host, None), "", ""))
+    headers = ("host", "service", "release", "result", "GPUs", "endpoint")
+    used = [index for index in range(len(headers)) if any(row[index] for row in rows)]
+    table = grid(*(headers[index] for index in used))
+    for row in rows:
+        table.add_row(*(row[index] or "-" for index in used))
+    if rows:
         console.print(table)
 
 
 def _outcome(host: Host, service: Service | None) -> Text:
     if host.failure:
-        rolled_back = ENDINGS[3] if host.failure.exit_code == 3 else "failed"
-        return Text("unreachable" if host.failure.exit_code == 6 else rolled_back, style="red")
+        rolled_back = ENDINGS[ExitCode.ROLLED_BACK] if host.failure.exit_code is ExitCode.ROLLED_BACK else "failed"
+        return Text("unreachable" if host.failure.exit_code is ExitCode.UNREACHABLE else rolled_back, style="red")
     word = ACTIONS.get(service.action, service.action) if service else ("changed" if host.changed else "unchanged")
     return Text(word, style="green" if host.changed else "")
 
 
-def failures(console: Console, found: Iterable[Failure], folder: RunFolder, target: Target) -> None:
+def failures(console: Console, found: Iterable[Failure], folder: RunFolder, target: Target, again: str) -> None:
     """Where each host stopped, why, the end of the container's log, and what to type next.
 
-    Hosts that stopped for the same reason share one paragraph: on a fleet it is mostly one reason.
+    Hosts that stopped for the same reason share one paragraph, with the log of the first: on a fleet it is mostly
+    one reason.
     """
-    alike: dict[tuple[str, str, tuple[str, ...]], list[Failure]] = {}
+    alike: dict[tuple[str, str], list[Failure]] = {}
     for failure in found:
-        alike.setdefault((failure.step, failure.cause, failure.log), []).append(failure)
-    for (step, cause, log), group in alike.items():
-        names = ", ".join(failure.host for failure in group)
-        console.print(f"\n[bold red]{escape(names)}[/] failed at [bold]{escape(step)}[/]:", soft_wrap=True)
-        for line in cause.splitlines():
+        alike.setdefault((failure.step, failure.cause.replace(failure.host, "*")), []).append(failure)
+    for first, *others in alike.values():
+        names = ", ".join(failure.host for failure in (first, *others))
+        what = "could not be reached" if first.exit_code is ExitCode.UNREACHABLE else "failed"
+        console.print(f"\n[bold red]{escape(names)}[/] {what} at [bold]{escape(first.step)}[/]:", soft_wrap=True)
+        for line in first.cause.splitlines():
             console.print(f"  {escape(line)}", soft_wrap=True)
-        if log:
-            console.print(f"  The last {len(log)} lines of the container's log:", style="dim")
-            for line in log:
+        if first.log:
+            where = f"the container's log on {first.host}" if others else "the container's log"
+            console.print(f"  The last {len(first.log)} lines of {escape(where)}:", style="dim")
+            for line in first.log:
                 console.print(f"    {escape(line)}", soft_wrap=True, style="dim")
-        if group[0].exit_code == 7:
+        if first.exit_code is ExitCode.REFUSED:
             console.print("  Nothing was touched there.")
     if alike:
         console.print(f"\nFull log: {folder.log}", soft_wrap=True)
-        following([command for group in alike.values() if (command := _next_after(group[0], target))], console)
+        commands = [_next_after(group[0], target, again) for group in alike.values()]
+        following([command for command in commands if command], console)
 
 
-def _next_after(failure: Failure, target: Target) -> str | None:
-    if failure.exit_code == 7:
+def _next_after(failure: Failure, target: Target, again: str) -> str | None:
+    if failure.exit_code == ExitCode.REFUSED:
         return None  # the cause says what to change
-    if failure.exit_code == 6:
-        return target.command("status", "--limit", failure.host)
-    return target.command("logs", "--limit", failure.host, "-n", "200")
+    if failure.log:
+        return target.command("logs", "--limit", failure.host, "-n", "200")
+    return again
 
 
 def following(commands: Sequence[str], console: Console) -> None:
@@ -176,8 +190,8 @@ def status(result: Status) -> Table:
             str(service.get("endpoint") or "-"),
         )
     for failure in result.failures:
-        label = "unreachable" if failure.exit_code == 6 else "failed"
-        table.add_row(failure.host, "-", Text(label, style="bold red"), Text(failure.cause.splitlines()[0]))
+        label = "unreachable" if failure.exit_code is ExitCode.UNREACHABLE else "failed"
+        table.add_row(failure.host, "-", Text(label, style="bold red"))
     return table
 
 

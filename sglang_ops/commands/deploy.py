@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import typer
+
 from sglang_ops.commands import _common, _deployment, _options, _views
-from sglang_ops.commands._options import FORKS, Output
+from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode
 from sglang_ops.result import Deployed
 from sglang_ops.runs import RunFolder
 
 
 def deploy(
+    context: typer.Context,
     inventory: _options.Inventory,
     config: _options.Config = None,
     yes: _options.Yes = False,
     detailed_exitcode: _options.DetailedExitcode = False,
     limit: _options.Limit = None,
-    forks: _options.Forks = FORKS,
+    forks: _options.Forks = None,
     check: _options.Check = False,
     diff: _options.Diff = False,
     extra_vars: _options.ExtraVars = None,
@@ -41,7 +44,8 @@ def deploy(
         source = _deployment.require(found)
         folder.hide(_deployment.secrets(source.file))
         folder.write_yaml("config.yaml", _deployment.redacted(source.file))
-        work = _Work(target, folder, source, json=json, diff=diff)
+        again = _common.again(context, "--check", "-C", "--diff", "-D", "--detailed-exitcode")
+        work = _Work(target, folder, source, again, json=json, diff=diff)
         if check:
             return work.show(work.run(check=True), detailed_exitcode=detailed_exitcode)
         if not (yes or json) and _common.interactive():
@@ -59,9 +63,16 @@ class _Work:
     """One deploy, in check mode or for real, and what is said about it."""
 
     def __init__(
-        self, target: _common.Target, folder: RunFolder, source: _deployment.Source, *, json: bool, diff: bool
+        self,
+        target: _common.Target,
+        folder: RunFolder,
+        source: _deployment.Source,
+        again: str,
+        *,
+        json: bool,
+        diff: bool,
     ) -> None:
-        self.target, self.folder, self.source = target, folder, source
+        self.target, self.folder, self.source, self.again = target, folder, source, again
         self.json, self.diff = json, diff
 
     def run(self, *, check: bool) -> Deployed:
@@ -90,11 +101,11 @@ class _Work:
         if self.json:
             _common.print_json({**result.as_dict(), "exit_code": int(code)})
         if result.interrupted:
-            _views.interrupted(_common.stderr(), self.played.state, self.target.command("deploy"))
+            _views.interrupted(_common.stderr(), self.played.state, self.again)
         elif not self.json:
             self._tell(result)
         elif not result.ok:
-            _views.failures(_common.stderr(), self.played.state.failures, self.folder, self.target)
+            _views.failures(_common.stderr(), self.played.state.failures, self.folder, self.target, self.again)
         return code
 
     def _tell(self, result: Deployed) -> None:
@@ -106,10 +117,10 @@ class _Work:
             if result.ok and not result.pending:
                 out.print(f"Nothing to do: {len(result.hosts)} hosts are as {self.source.origin} says.")
             elif result.ok:
-                _views.following([self.target.command("deploy")], err)
+                _views.following([self.again], err)
         else:
             _views.deployed(out, result)
-        _views.failures(err, self.played.state.failures, self.folder, self.target)
+        _views.failures(err, self.played.state.failures, self.folder, self.target, self.again)
         err.print(f"Finished in {result.seconds:.1f} s.")
         if result.ok and not result.check:
             endpoint = next((item.endpoint for host in result.hosts for item in host.services if item.endpoint), None)

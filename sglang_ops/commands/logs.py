@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sglang_ops.commands import _common, _options, _views
-from sglang_ops.commands._options import FORKS, Output
+from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode
 from sglang_ops.result import log_lines
 
@@ -27,8 +27,10 @@ Lines = Annotated[
     int, typer.Option("--lines", "-n", metavar="N", min=0, help="Last lines of each service to begin with.")
 ]
 Forks = Annotated[
-    int,
-    typer.Option("--forks", metavar="N", min=1, help="Hosts worked on at a time.", rich_help_panel=_options.ANSIBLE),
+    int | None,
+    typer.Option(
+        "--forks", metavar="N", min=1, help="Hosts worked on at a time. Default: 25.", rich_help_panel=_options.ANSIBLE
+    ),
 ]
 
 
@@ -36,13 +38,14 @@ _SPAN = re.compile(r"^(\d+(s|m|min|h|d|w))+$")
 
 
 def logs(
+    context: typer.Context,
     inventory: _options.Inventory,
     service: _options.ServiceName = None,
     follow: Follow = False,
     since: Since = None,
     lines: Lines = 100,
     limit: _options.Limit = None,
-    forks: Forks = FORKS,
+    forks: Forks = None,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
@@ -71,7 +74,7 @@ def logs(
             else:
                 for line in found:
                     typer.echo(_format(line))
-        _views.failures(_common.stderr(), played.state.failures, folder, target)
+        _views.failures(_common.stderr(), played.state.failures, folder, target, _common.again(context))
         return code
 
 

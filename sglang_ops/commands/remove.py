@@ -7,20 +7,21 @@ from typing import Annotated
 import typer
 
 from sglang_ops.commands import _act, _common, _options
-from sglang_ops.commands._options import FORKS, Output
+from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode, UsageError
 
 Purge = Annotated[bool, typer.Option("--purge", help="Also delete what only this service used: image, records.")]
 
 
 def remove(
+    context: typer.Context,
     inventory: _options.Inventory,
     service: _options.ServiceName = None,
     config: _options.Config = None,
     purge: Purge = False,
     yes: _options.Yes = False,
     limit: _options.Limit = None,
-    forks: _options.Forks = FORKS,
+    forks: _options.Forks = None,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
@@ -36,4 +37,6 @@ def remove(
             _common.stderr().print("Nothing was changed.")
             return ExitCode.ERROR
     variables = {"sglang_server_purge": purge}
-    return _act.act("remove", target, service=name, config=None, json=output is Output.JSON, variables=variables)
+    return _act.act(
+        "remove", target, context, service=name, config=None, json=output is Output.JSON, variables=variables
+    )

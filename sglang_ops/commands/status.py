@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sglang_ops.commands import _common, _options, _views
-from sglang_ops.commands._options import FORKS, Output
+from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode
 from sglang_ops.result import Status
 from sglang_ops.runs import RunFolder
@@ -20,11 +20,12 @@ WATCH_SECONDS = 5.0
 
 
 def status(
+    context: typer.Context,
     inventory: _options.Inventory,
     service: _options.ServiceName = None,
     watch: Watch = False,
     limit: _options.Limit = None,
-    forks: _options.Forks = FORKS,
+    forks: _options.Forks = None,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
@@ -44,7 +45,7 @@ def status(
             _common.print_json(result.as_dict())
         elif result.services or result.failures:
             _common.stdout().print(_views.status(result))
-            _views.failures(_common.stderr(), result.failures, folder, target)
+            _views.failures(_common.stderr(), result.failures, folder, target, _common.again(context))
         elif not played.interrupted:
             _common.stderr().print("No service is deployed on these hosts.")
             _views.following([target.command("deploy")], _common.stderr())

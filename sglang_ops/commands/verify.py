@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import typer
+
 from sglang_ops.commands import _common, _options, _views
-from sglang_ops.commands._options import FORKS, Output
+from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode
 from sglang_ops.result import Verified
 
 
 def verify(
+    context: typer.Context,
     inventory: _options.Inventory,
     service: _options.ServiceName = None,
     limit: _options.Limit = None,
-    forks: _options.Forks = FORKS,
+    forks: _options.Forks = None,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
@@ -31,6 +34,6 @@ def verify(
             _common.print_json(result.as_dict())
         else:
             _views.verified(_common.stdout(), result)
-            _views.failures(_common.stderr(), result.failures, folder, target)
+            _views.failures(_common.stderr(), result.failures, folder, target, _common.again(context))
             _common.stderr().print(f"Finished in {played.seconds:.1f} s.")
         return code

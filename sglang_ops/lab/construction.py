@@ -13,7 +13,7 @@ from pathlib import Path
 from sglang_ops.errors import OpsError
 from sglang_ops.lab import (
     cgroups,
-    hosts,
+    disk,
     images,
     inventory,
     model,
@@ -21,7 +21,6 @@ from sglang_ops.lab import (
     power,
     processes,
     requirements,
-    services,
     ssh,
     tree,
 )
@@ -39,7 +38,10 @@ def build(lab: Folder, shape: Shape, *, log: Log) -> None:
     with _marking_children(lab):
         plan = _provide(lab, shape, log=log)
         log(f"making {shape.hosts} hosts in {plan.subnet}")
-        _prepare(lab, plan)
+        lab.logs.mkdir()
+        lab.disk.mkdir()
+        disk.make(lab.disk_image)
+        ssh.make_keys(lab, plan)
         network.connect(plan, _supervise(lab))
         power.wait_for_services(lab, plan)
         power.wait_for_hosts(lab, plan.hosts, log=log)
@@ -81,15 +83,6 @@ def _provide(lab: Folder, shape: Shape, *, log: Log) -> Plan:
     return plan
 
 
-def _prepare(lab: Folder, plan: Plan) -> None:
-    lab.logs.mkdir()
-    ssh.make_keys(lab, plan)
-    services.prepare(lab, plan)
-    resolv_conf = network.resolv_conf()
-    for host in plan.hosts:
-        hosts.prepare(lab, plan, host, resolv_conf=resolv_conf)
-
-
 def _supervise(lab: Folder) -> int:
     """Start the supervisor, detached from us, as process 1 of new namespaces; its pid."""
     package_root = str(Path(__file__).parents[2])
@@ -117,6 +110,7 @@ def clear(lab: Folder) -> None:
     processes.end_all(lab)
     network.disconnect(lab.root.name, lab.load_plan())
     cgroups.remove(lab.root.name)
+    disk.wait_until_free(lab.disk_image)
     for path in lab.root.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -59,4 +59,4 @@ def deployment(plan: Plan) -> str:
 
 
 def _yaml(content: dict[str, Any], title: str) -> str:
-    return f"# {title}\n" + yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
+    return f"# {title}\n" + yaml.safe_dump(content, sort_keys=False, width=1000, allow_unicode=True)

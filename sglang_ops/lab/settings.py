@@ -167,13 +167,23 @@ class Folder:
         return self.root / "ssh"
 
     @property
+    def disk_image(self) -> Path:
+        """The file that holds all that hosts and registry write."""
+        return self.root / "disk.img"
+
+    @property
+    def disk(self) -> Path:
+        """Where the supervisor, and nobody else, sees the content of the disk."""
+        return self.root / "disk"
+
+    @property
     def registry(self) -> Path:
         """The registry's layers and its configuration."""
-        return self.root / "registry"
+        return self.disk / "registry"
 
     def host(self, name: str) -> Path:
         """Where the layers of a host lie."""
-        return self.root / "hosts" / name
+        return self.disk / "hosts" / name
 
     def log(self, name: str) -> Path:
         """The console of a host, or the output of a service."""

@@ -19,9 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_ops.lab import cgroups, hosts
+from sglang_ops.lab import cgroups, disk, hosts, network, services
 from sglang_ops.lab.processes import pid_in_namespaces
-from sglang_ops.lab.services import service_commands
 from sglang_ops.lab.settings import Folder, Plan, write
 
 BOOT_AGAIN = 133  # systemd-nspawn's exit code when the host wants to be rebooted
@@ -56,16 +55,20 @@ class Supervisor:
     def __init__(self, folder: Folder, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
-        services = [Child(name, command, False) for name, command in service_commands(folder, plan).items()]
+        kept = [Child(name, command, False) for name, command in services.service_commands(folder, plan).items()]
         systems = [Child(host.name, hosts.nspawn_command(folder, host), True) for host in plan.hosts]
-        self.children = {child.name: child for child in (*services, *systems)}
+        self.children = {child.name: child for child in (*kept, *systems)}
 
     def run(self) -> None:
         """Build the lab and keep it; does not return."""
         cgroups.enter(self.plan.shape.name, "supervisor")  # out of the login session that it shall outlive
+        disk.mount(self.folder.disk_image, self.folder.disk)
+        services.prepare(self.folder, self.plan)
+        for host in self.plan.hosts:
+            hosts.prepare(self.folder, self.plan, host, resolv_conf=network.resolv_conf())
+        self._mount_layers()
         _mount("tmpfs", "tmpfs", Path("/run"), "mode=755")  # nspawn's locks shall end with the lab
         _network(self.plan)
-        self._mount_layers()
         selector = selectors.DefaultSelector()
         ended = _child_signals()
         selector.register(ended, selectors.EVENT_READ, lambda: ended.recv(4096))
@@ -108,13 +111,13 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Take leave of every process that has ended, orphans included, and boot hosts that want it again."""
-        ours = {child.process.pid: child for child in self.children.values() if child.process}
         while ended := _ended_process():
-            child = ours.get(ended)
-            if child is None:
+            for child in self.children.values():
+                if child.process and child.process.pid == ended:
+                    self._note_end(child, child.process.wait())
+                    break
+            else:
                 os.waitpid(ended, 0)
-            elif child.process:
-                self._note_end(child, child.process.wait())
 
     def _note_end(self, child: Child, code: int) -> None:
         asked = child.is_host and (code == 0 or child.wanted == "off")

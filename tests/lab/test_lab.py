@@ -19,7 +19,7 @@ import pytest
 import yaml
 from conftest import ROOT, ops
 
-from sglang_ops.lab import processes
+from sglang_ops.lab import disk, processes
 from sglang_ops.lab.settings import Folder, folder
 
 pytestmark = pytest.mark.lab
@@ -37,6 +37,7 @@ def traces(lab: Folder) -> list[str]:
     found += [line for line in output("nft", "list", "tables").splitlines() if f"sglang-ops-lab-{name}" in line]
     found += [line for line in output("iptables", "-S").splitlines() if f"sglang-ops-lab-{name}" in line]
     found += [f"interface {plan.uplink}"] if plan and plan.uplink in interfaces() else []
+    found += [f"loop device of {file}" for file in disk.attached() if lab.root in file.parents]
     return found + ([f"directory {lab.root}"] if lab.root.exists() else [])
 
 

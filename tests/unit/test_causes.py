@@ -42,16 +42,31 @@ def test_an_unreachable_host_gets_one_sentence(text: str, expected: str) -> None
     [
         ({"msg": "Task failed: Missing sudo password"}, "Add -K"),
         ({"msg": "Incorrect sudo password"}, "refused the password"),
+        ({"msg": "", "module_stderr": "ops is not in the sudoers file."}, "ops may not use sudo"),
+        ({"msg": "", "module_stderr": "/bin/sh: 1: sudo: not found"}, "sudo is not installed"),
+        ({"msg": "", "module_stderr": "/bin/sh: 1: /usr/bin/python3: not found"}, "no Python at /usr/bin/python3"),
+        # our own modules word their messages themselves: a log in there must not be taken for sudo's voice
+        ({"msg": "the log says: sudo: not found", "sglang_ops": {"kind": "gate"}}, None),
+        ({"msg": "no space left"}, None),
+    ],
+)
+def test_a_host_that_does_not_let_us_work_says_why(result: dict[str, object], expected: str | None) -> None:
+    cause = causes.no_access(result, "gpu-1")
+    assert (expected in cause) if expected and cause else cause is expected
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
         ({"msg": "Task failed: something"}, "something"),
         (
             {"msg": "MODULE FAILURE: No start of json char found", "module_stderr": "a\nKilled\n"},
-            "died on the host: Killed",
+            "the module died on the host: Killed",
         ),
         ({"msg": "", "stderr": "E: no space left\n"}, "E: no space left"),
-        ({}, "without a message"),
-        # our own modules word their messages themselves: a log in there must not be taken for sudo's
-        ({"msg": "the log says: sudo: not found", "sglang_ops": {"kind": "gate"}}, "the log says: sudo: not found"),
+        ({}, "the task failed without a message"),
+        ({"msg": "crashed", "sglang_ops": {"kind": "gate"}}, "crashed"),
     ],
 )
 def test_a_failed_task_gets_its_cause(result: dict[str, object], expected: str) -> None:
-    assert expected in causes.failure(result, "ops")
+    assert causes.failure(result) == expected

@@ -78,6 +78,13 @@ def test_a_refused_argument_is_the_cause() -> None:
     assert replay("argument_spec").failures[0].cause == "missing required arguments: r_tp"
 
 
+@pytest.mark.parametrize("sample", ["sudo_none", "sudo_asks"])
+def test_without_sudo_nothing_was_touched(sample: str) -> None:
+    state = replay(sample)
+    assert "sudo asks for a password. Add -K" in state.failures[0].cause
+    assert state.exit_code() is ExitCode.REFUSED
+
+
 def test_a_missing_interpreter_names_the_variable() -> None:
     cause = replay("no_python").failures[0].cause
     assert "/opt/no/python3" in cause
@@ -95,6 +102,7 @@ def test_a_missing_interpreter_names_the_variable() -> None:
             "gpu-1",
             "SSH refused the login (permission denied, publickey). Check ansible_user and ansible_ssh_private_key_file",
         ),
+        ("key_missing", "gpu-1", "the SSH key /opt/no/key does not exist"),
         (
             "host_key_unknown",
             "gpu-1",
@@ -103,8 +111,10 @@ def test_a_missing_interpreter_names_the_variable() -> None:
         (
             "host_key_changed",
             "gpu-1",
-            "its SSH host key has changed: reinstalled, or someone is in between. "
-            "To accept: ssh-keygen -f /srv/ops/wrong_known -R 198.18.0.11",
+            (
+                "its SSH host key has changed: reinstalled, or someone is in between. "
+                "To accept: ssh-keygen -f /srv/ops/wrong_known -R 198.18.0.11"
+            ),
         ),
         ("one_unreachable", "dead", "nothing listens on 127.0.0.1 port 1 (connection refused)"),
     ],
@@ -217,6 +227,14 @@ def test_a_progress_line_moves_the_host_and_a_new_step_forgets_the_old_detail() 
     assert (state.hosts["gpu-1"].step, state.hosts["gpu-1"].detail) == ("image", "412 / 700 MB")
     state.note({"host": "gpu-1", "step": "gate"}, now=12.0)
     assert (state.hosts["gpu-1"].step, state.hosts["gpu-1"].detail) == ("gate", "")
+
+
+def test_a_late_progress_line_does_not_take_a_host_back() -> None:
+    state = RunState()
+    for step in ("model", "start"):
+        state.note({"host": "gpu-1", "step": step}, now=1.0)
+    state.note({"host": "gpu-1", "step": "model", "detail": "9 / 9 MB"}, now=2.0)
+    assert (state.hosts["gpu-1"].step, state.hosts["gpu-1"].detail) == ("start", "")
 
 
 def test_seconds_run_from_the_first_to_the_last_event_of_a_host() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 from sglang_ops import journal
 
@@ -10,7 +11,7 @@ from sglang_ops import journal
 def test_lines_carry_service_time_and_text_and_the_cursor_goes_on() -> None:
     unit = "sglang-m.service"
     rows = [
-        {"__CURSOR": "a", "__REALTIME_TIMESTAMP": "1700000000123456", "MESSAGE": "hello", "_SYSTEMD_UNIT": unit},
+        {"__CURSOR": "a", "__REALTIME_TIMESTAMP": "1700000000123456", "MESSAGE": "hello", "SYSLOG_IDENTIFIER": "sglang-m"},
         {"__CURSOR": "b", "__REALTIME_TIMESTAMP": "1700000001000000", "MESSAGE": [104, 105, 255], "UNIT": unit},
     ]
     lines, cursor = journal.parse("-- noise --\n" + "\n".join(json.dumps(row) for row in rows))
@@ -20,6 +21,12 @@ def test_lines_carry_service_time_and_text_and_the_cursor_goes_on() -> None:
     assert journal.parse("") == ([], "")
 
 
-def test_command_names_units_and_quotes_what_the_user_gave() -> None:
-    assert "--unit 'sglang-*.service'" in journal.command([])
-    assert "--since '$(reboot)'" in journal.command(["sglang-m"], "--since", "$(reboot)")
+def test_command_matches_services_and_keeps_what_the_user_gave_as_it_is() -> None:
+    command = journal.command(["sglang-m", "sglang-n"], "--since", "$(reboot)").replace("journalctl ", "printf '%s\\n' ")
+    words = subprocess.check_output(["sh", "-c", command], text=True).splitlines()
+    assert "$(reboot)" in words
+    assert words[-9:] == [
+        "SYSLOG_IDENTIFIER=sglang-m", "+", "UNIT=sglang-m.service", "+", "SYSLOG_IDENTIFIER=sglang-n", "+",
+        "UNIT=sglang-n.service", "+", "SYSLOG_IDENTIFIER=sglang-ops",
+    ]
+    assert words.count("SYSLOG_IDENTIFIER=sglang-m") == 1

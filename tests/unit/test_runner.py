@@ -122,6 +122,20 @@ def test_a_user_s_missing_callback_does_not_end_the_run(here: Path, monkeypatch:
     assert messages(here, "fine") == ["fine"]
 
 
+def test_a_locale_that_is_not_installed_does_not_matter(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "xx_YY.UTF-8")
+    assert messages(here, "fine") == ["fine"]
+
+
+@pytest.mark.parametrize(("given", "user", "used"), [(None, None, 25), (None, "7", 7), (3, "7", 3)])
+def test_forks_are_ours_unless_the_user_says_otherwise(
+    given: int | None, user: str | None, used: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if user:
+        monkeypatch.setenv("ANSIBLE_FORKS", user)
+    assert messages(here, "{{ ansible_forks }}", forks=given) == [used]
+
+
 def test_the_working_directory_stays(here: Path) -> None:
     assert messages(here, "{{ lookup('pipe', 'pwd') }}") == [str(here)]
 

@@ -2,11 +2,13 @@
 
 import json
 
-from pyinfra import host
+from pyinfra import config, host
 from pyinfra.api.exceptions import OperationError
 from pyinfra.facts.files import File
 from pyinfra.facts.server import Command, LinuxDistribution
 from pyinfra.operations import apt, docker, files, server, systemd
+
+config.SUDO = True
 
 data = host.data
 service = f"{data.sglang_service}.service"

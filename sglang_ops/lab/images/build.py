@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -18,8 +19,6 @@ from sglang_ops.lab.images.layers import LayerRecipe
 from sglang_ops.lab.locks import locked
 
 Log = Callable[[str], None]
-
-_GUEST_LAYER = "layer"  # where another layer lies in the base tree while Debian's Python compiles it
 
 
 def is_cached(server: str, cache: Path) -> bool:
@@ -112,30 +111,44 @@ def _ensure_layers(wanted: Sequence[LayerRecipe], store: Path, workplace: Path, 
     root = workplace / wanted[0].name
     for recipe in missing:
         if recipe is wanted[0]:
-            _compile(root, "/usr/lib/python3.11", "/usr/lib/python3")
+            _compile(recipe, root, "/usr/lib/python3", "/usr/lib/python3.11")
             _store(recipe, root, store)
         else:
             if not root.is_dir():
                 _unpack(_stored(wanted[0], store), root)
-            tree = (workplace / recipe.name).rename(root / _GUEST_LAYER)
-            _compile(root, f"/{_GUEST_LAYER}/{recipes.SITE}", "-s", f"/{_GUEST_LAYER}", "-p", "/")
+            tree = workplace / recipe.name
+            _swap(tree / "usr/local", root / "usr/local")
+            _compile(recipe, root, "/usr/local")
+            _swap(tree / "usr/local", root / "usr/local")
             _store(recipe, tree, store)
-            shutil.rmtree(tree)
     return {recipe.name: _stored(recipe, store) for recipe in wanted}
 
 
-def _compile(root: Path, *arguments: str) -> None:
-    """Compile Python in the tree `root` with the Python of that tree.
+def _compile(recipe: LayerRecipe, root: Path, *directories: str) -> None:
+    """Compile Python in the tree `root`, with the Python of that tree.
 
-    The files say that they need no check against their sources, whose times differ in every container:
-    most of the engine's start is imports. What is no valid Python (tests, templates) stays uncompiled.
+    Sources get the time that layers give to every file, so that what is compiled here is valid in containers.
+    For an engine this is also the proof that it can be imported.
     """
-    command = ["python3", "-m", "compileall", "-qq", "-j0", "--invalidation-mode", "unchecked-hash", *arguments]
-    (root / "dev" / "shm").mkdir(exist_ok=True)  # for the locks of the compiling processes
-    done = subprocess.run(["chroot", str(root), *command], capture_output=True, text=True, check=False)
-    shutil.rmtree(root / "dev" / "shm")
-    if done.returncode not in (0, 1):
-        raise OpsError(f"The image's Python could not compile: {done.stderr.strip()}")
+    for source in (path for directory in directories for path in root.joinpath(directory[1:]).rglob("*.py")):
+        os.utime(source, (oci.EPOCH, oci.EPOCH))
+    # What is no valid Python (templates) stays uncompiled, and that is no failure.
+    code = (
+        recipe.imports or f"import compileall; [compileall.compile_dir(d, quiet=2, workers=0) for d in {directories}]"
+    )
+    path = f"PATH={recipes.ENVIRONMENT['PATH']}"
+    enter = 'mount --bind /dev "$0/dev"; mount -t proc proc "$0/proc"; exec chroot "$0" env -i "$1" /usr/bin/python3 -c "$2"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", enter, str(root), path, code]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OpsError(f"The Python of layer {recipe.name} failed: {' | '.join(done.stderr.splitlines()[-3:])}")
+
+
+def _swap(one: Path, other: Path) -> None:
+    aside = other.with_name(f".{other.name}")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
 
 
 def _store(recipe: LayerRecipe, tree: Path, store: Path) -> None:

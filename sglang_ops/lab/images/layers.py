@@ -20,17 +20,21 @@ from sglang_ops.lab.images import recipes, wheels
 Log = Callable[[str], None]
 Fill = Callable[[Path, Log], None]
 
-_PROCEDURE = 1  # raised when this package comes to make something else of the same inputs
+_PROCEDURE = 2  # raised when this package comes to make something else of the same inputs
 _SIMULATOR_SOURCE = Path(simulator.__file__).parent
 
 
 @dataclass(frozen=True)
 class LayerRecipe:
-    """A layer to be: what decides its content, and what fills a directory with it."""
+    """A layer to be: what decides its content, and what fills a directory with it.
+
+    `imports` is Python that imports what is worth compiling; without it, all is compiled.
+    """
 
     name: str
     inputs: Sequence[object]
     fill: Fill
+    imports: str = ""
 
     @property
     def key(self) -> str:
@@ -88,8 +92,14 @@ def engine() -> LayerRecipe:
         _strip(tree / recipes.SITE, recipes.ENGINE_STRIPPED)
         _write(recipes.ENGINE_FILES, tree)
 
-    inputs = [pins, recipes.ENGINE_WITHOUT, recipes.ENGINE_STRIPPED, recipes.ENGINE_FILES]
-    return LayerRecipe("engine", inputs, fill)
+    inputs = [
+        pins,
+        recipes.ENGINE_WITHOUT,
+        recipes.ENGINE_STRIPPED,
+        recipes.ENGINE_FILES,
+        recipes.ENGINE_IMPORTS,
+    ]
+    return LayerRecipe("engine", inputs, fill, recipes.ENGINE_IMPORTS)
 
 
 def _fill_base(tree: Path, log: Log) -> None:

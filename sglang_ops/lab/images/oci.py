@@ -23,7 +23,8 @@ MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 _CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 _LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
 
-_EPOCH = "2020-01-01T00:00:00Z"  # of every file and image: when something was built is no content
+EPOCH = 1577836800  # of every file and image, 2020-01-01 in UTC: when something was built is no content
+_CREATED = "2020-01-01T00:00:00Z"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -50,7 +51,7 @@ class Image:
 def write_layer(tree: Path, target: Path) -> Layer:
     """Pack `tree` into the file `target`. Owners and modes are kept, times and order are made uniform."""
     command = [
-        "tar", "--create", "--format=gnu", "--sort=name", f"--mtime={_EPOCH}", "--numeric-owner",
+        "tar", "--create", "--format=gnu", "--sort=name", f"--mtime=@{EPOCH}", "--numeric-owner",
         "--directory", str(tree), ".",
     ]  # fmt: skip
     with target.open("wb+") as file:
@@ -80,7 +81,7 @@ def _config(image: Image) -> dict[str, Any]:
     return {
         "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "created": _EPOCH,
+        "created": _CREATED,
         "config": {
             "Env": [f"{name}={value}" for name, value in image.environment.items()],
             "Cmd": ["/bin/sh"],
@@ -88,7 +89,7 @@ def _config(image: Image) -> dict[str, Any]:
             "Labels": dict(image.labels),
         },
         "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in image.layers]},
-        "history": [{"created": _EPOCH, "created_by": "sglang-ops lab"} for _ in image.layers],
+        "history": [{"created": _CREATED, "created_by": "sglang-ops lab"} for _ in image.layers],
     }
 
 

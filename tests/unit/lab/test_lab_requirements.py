@@ -24,7 +24,6 @@ def good_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(requirements, "missing_packages", list)
-    monkeypatch.setattr(requirements, "_check_file_system", lambda _: None)
     monkeypatch.setattr(requirements, "_available_memory", lambda: 64 * GIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(200 * GIB, 0, 200 * GIB))
 
@@ -69,10 +68,3 @@ def test_missing_packages_without_apt(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(requirements, "missing_packages", lambda: ["mmdebstrap"])
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     assert "mmdebstrap" in refusal(tmp_path)
-
-
-def test_overlay_below_the_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.undo()
-    monkeypatch.setattr(requirements.subprocess, "run", lambda *_, **__: type("Done", (), {"stdout": "overlayfs\n"}))
-    with pytest.raises(PreflightError, match="overlayfs cannot hold them"):
-        requirements._check_file_system(tmp_path)

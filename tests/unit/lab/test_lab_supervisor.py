@@ -18,7 +18,7 @@ def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> supervisor.Superv
     """A supervisor of one host and no service; the host is a Python that ends as its command says."""
     folder = Folder(tmp_path)
     folder.logs.mkdir()
-    monkeypatch.setattr(supervisor, "service_commands", lambda *_: {})
+    monkeypatch.setattr(supervisor.services, "service_commands", lambda *_: {})
     monkeypatch.setattr(supervisor.cgroups, "enter", lambda *_: None)
     return supervisor.Supervisor(folder, make_plan(hosts=1))
 

@@ -1,0 +1,64 @@
+"""``-e``: what goes to Ansible, and what is laid over the deployment file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_ops.commands import _overrides
+from sglang_ops.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("word", "variables"),
+    [
+        ("a=1", {"a": 1}),
+        ("a=true", {"a": True}),
+        ("a=1.5", {"a": 1.5}),
+        ("a=text", {"a": "text"}),
+        ("a='1'", {"a": "1"}),
+        ("a=", {"a": ""}),
+        ("a=[1, 2]", {"a": [1, 2]}),
+        ("a=x=y", {"a": "x=y"}),
+        ("a={{ b }}", {"a": "{{ b }}"}),
+        ("a=1 b=two", {"a": 1, "b": "two"}),
+        ("a=--flag --other=2", {"a": "--flag --other=2"}),
+        ('{"a": {"b": [1]}, "c": null}', {"a": {"b": [1]}, "c": None}),
+    ],
+)
+def test_values_have_the_type_that_yaml_gives_them(word: str, variables: dict[str, Any]) -> None:
+    assert _overrides.parse([word]).variables == variables
+
+
+def test_later_words_win_and_mappings_are_merged() -> None:
+    found = _overrides.parse(
+        [
+            "deployment.port=1",
+            "deployment.env_vars.A=x",
+            '{"deployment": {"env_vars": {"B": "y"}}}',
+            "deployment.port=2",
+        ]
+    )
+    assert found.deployment == {"port": 2, "env_vars": {"A": "x", "B": "y"}}
+    assert found.variables == {}
+
+
+def test_a_file_goes_to_ansible_and_its_deployment_to_us(tmp_path: Path) -> None:
+    path = tmp_path / "vars.yml"
+    path.write_text("deployment: {port: 9}\nsecret: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  61\n")
+    found = _overrides.parse([f"@{path}"])
+    assert (found.files, found.deployment, found.variables) == ((path,), {"port": 9}, {})
+
+
+def test_an_encrypted_file_is_ansible_s_alone(tmp_path: Path) -> None:
+    path = tmp_path / "vault.yml"
+    path.write_text("$ANSIBLE_VAULT;1.1;AES256\n6162\n")
+    assert _overrides.parse([f"@{path}"]) == _overrides.ExtraVars({}, (path,), {})
+
+
+@pytest.mark.parametrize("word", ["nonsense", "=1", "1a=2", "{broken", "a.b=1", "deployment=3", "@/no/such/file"])
+def test_what_cannot_be_read_is_refused(word: str) -> None:
+    with pytest.raises(UsageError):
+        _overrides.parse([word])
