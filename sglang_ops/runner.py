@@ -66,7 +66,6 @@ def run(
     forks: int | None = None,
     check: bool = False,
     diff: bool = False,
-    tags: str | None = None,
     extravars: Mapping[str, Any] | None = None,
     extravars_files: Sequence[Path] = (),
     verbosity: int = 0,
@@ -83,21 +82,25 @@ def run(
 
     started = time.monotonic()
     interrupt = _Interrupt()
-    failure: list[BaseException] = []
-
-    def handle(event: Event) -> bool:
-        if event.get("event") == "playbook_on_start":
-            interrupt.attach(int(event["pid"]))
-        if event.get("event") != "EOF" and not failure:
-            try:
-                on_event(event)
-            except Exception as error:  # noqa: BLE001 - inside ansible-runner it would leave Ansible running
-                failure.append(error)
-                interrupt.request()
-        return False  # no event files: on_event keeps what is worth keeping
+    failure: list[Exception] = []
 
     with _private_dir() as private, interrupt:
-        arguments = _arguments(private, extravars or {}, extravars_files, become_password, check=check, diff=diff)
+
+        def handle(event: Event) -> bool:
+            if event.get("event") == "playbook_on_start":
+                interrupt.attach(int(event["pid"]))
+                _forget_secrets(private)
+            if event.get("event") != "EOF" and not failure:
+                try:
+                    on_event(event)
+                except Exception as error:  # noqa: BLE001 - inside ansible-runner it would leave Ansible running
+                    failure.append(error)
+                    interrupt.request()
+            return False  # no event files: on_event keeps what is worth keeping
+
+        options = [flag for flag, on in (("--check", check), ("--diff", diff)) if on]
+        options += _variables(private, extravars or {}, extravars_files)
+        options += _become(private, become_password)
         runner = ansible_runner.run(
             private_data_dir=str(private),
             project_dir=str(Path.cwd()),
@@ -105,8 +108,7 @@ def run(
             inventory=[absolute(source) for source in inventory],
             limit=limit,
             forks=forks,
-            tags=tags,
-            cmdline=shlex.join(arguments) or None,
+            cmdline=shlex.join(options) or None,
             verbosity=verbosity or None,
             envvars=environment() | dict(env or {}),
             ident="run",
@@ -127,23 +129,17 @@ def absolute(source: str) -> str:
     return source if "," in source else str(Path(source).absolute())
 
 
-def _arguments(
-    private: Path,
-    extravars: Mapping[str, Any],
-    extravars_files: Sequence[Path],
-    become_password: str | None,
-    *,
-    check: bool,
-    diff: bool,
-) -> list[str]:
-    arguments = [flag for flag, on in (("--check", check), ("--diff", diff)) if on]
-    for file in extravars_files:
-        arguments += ["--extra-vars", f"@{file.absolute()}"]
+def _variables(private: Path, extravars: Mapping[str, Any], files: Sequence[Path]) -> list[str]:
+    sources = [file.absolute() for file in files]
     if extravars:
-        arguments += ["--extra-vars", f"@{_write_secret(private / 'extravars.json', json.dumps(dict(extravars)))}"]
-    if become_password is not None:
-        arguments += ["--become-password-file", str(_write_secret(private / "become", become_password))]
-    return arguments
+        sources.append(_write_secret(private / "secret-extravars.json", json.dumps(dict(extravars))))
+    return [word for source in sources for word in ("--extra-vars", f"@{source}")]
+
+
+def _become(private: Path, password: str | None) -> list[str]:
+    if password is None:
+        return []
+    return ["--become-password-file", str(_write_secret(private / "secret-become", password))]
 
 
 def _write_secret(path: Path, text: str) -> Path:
@@ -151,6 +147,12 @@ def _write_secret(path: Path, text: str) -> Path:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     return path
+
+
+def _forget_secrets(private: Path) -> None:
+    """Ansible has read them when it starts to play; a kill -9 of ours must not leave them behind."""
+    for path in private.glob("secret-*"):
+        path.unlink()
 
 
 @contextmanager

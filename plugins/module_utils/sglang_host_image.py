@@ -135,7 +135,7 @@ class Tally:
             return "unpacking " + (share(unpacked, total) if unpacked else size(total))  # podman does not tell
         known = sum(layer.total for layer in layers)
         whole = known if any(layer.there for layer in self._layers.values()) else max(known, self._expected)
-        return share(sum(layer.downloaded for layer in layers), whole)
+        return share(sum(layer.downloaded for layer in layers), whole) if whole else "asking the registry"
 
 
 def check_space(ref: str, expected: int, free: int, root: str) -> None:

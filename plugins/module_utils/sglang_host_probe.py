@@ -72,11 +72,11 @@ def _ready(gate, _properties, quick):
         path = health
         status = get(gate, path, HEALTH_TIMEOUT)[0]
     elif status == 200 and not quick:
-        path = "/ready and " + health
+        path = "%s 200, %s" % (path, health)
         status = get(gate, health, HEALTH_TIMEOUT)[0]
     if status != 200:
-        raise Answer("%s answers %d" % (path, status))
-    return "%s answers 200" % path
+        raise Answer("%s %d" % (path, status))
+    return "%s 200" % path
 
 
 def _model(gate, _properties, _quick):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from ansible.module_utils.sglang_host_command import run
 
-_PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,ExecMainStatus,InvocationID,ActiveEnterTimestampMonotonic"
+_PROPERTIES = (
+    "Id,ActiveState,SubState,Result,NRestarts,ExecMainStatus,InvocationID,ActiveEnterTimestampMonotonic,"
+    "ExecMainStartTimestamp"
+)
 
 # A stop waits for the requests in flight; the unit itself has the shorter limit.
 TIMEOUT_SECONDS = 24 * 3600
@@ -32,11 +35,11 @@ def state(properties):
     return properties.get("ActiveState", "inactive")
 
 
-def journal(unit, invocation=None, lines=30):
-    """The last log lines of a unit's container, oldest first, each cut to what a person reads."""
-    match = ["_SYSTEMD_INVOCATION_ID=" + invocation] if invocation else ["--unit", unit]
+def journal(unit, properties, lines=30):
+    """The last log lines of a container since its process was started, oldest first, cut to what a person reads."""
+    since = properties.get("ExecMainStartTimestamp")
     output = run("journalctl", "--quiet", "--no-pager", "--output", "cat", "--lines", str(lines),
-                 "SYSLOG_IDENTIFIER=" + unit, *match).stdout
+                 *(["--since", since] if since else []), "SYSLOG_IDENTIFIER=" + unit).stdout
     return [line[:LINE_LENGTH] for line in output.splitlines()[-lines:]]
 
 

@@ -122,7 +122,7 @@ class Wait:
         if self.passed_at is not None:
             return "soaking"
         if self.layers and self.layers[-1]["name"] == "port":
-            phase = causes.phase(systemd.journal(self.gate["name"], self.first.get("InvocationID"), 20))
+            phase = causes.phase(systemd.journal(self.gate["name"], self.first, 20))
             return phase or "starting"
         last = self.layers[-1] if self.layers else {"name": "unit", "detail": "starting"}
         return "waiting for %s: %s" % (last["name"], last["detail"])
@@ -135,7 +135,7 @@ def final(last):
 
 
 def wait_for(gates, progress):
-    """(gate, layers, cause, invocation) of each; returns when every service has passed or failed."""
+    """(gate, layers, cause, systemd's properties) of each; returns when every service has passed or failed."""
     shown = systemd.show([gate["name"] for gate in gates])
     waits = [Wait(gate, shown.get(gate["name"], {})) for gate in gates]
     open_waits = list(waits)
@@ -145,7 +145,7 @@ def wait_for(gates, progress):
         if open_waits:
             progress.report("; ".join(wait.detail() for wait in open_waits))
             time.sleep(POLL_SECONDS)
-    return [(wait.gate, wait.layers, wait.why, wait.first.get("InvocationID")) for wait in waits]
+    return [(wait.gate, wait.layers, wait.why, wait.first) for wait in waits]
 
 
 def ask_once(gates):
@@ -155,14 +155,14 @@ def ask_once(gates):
         layers = probe.ask(gate, shown.get(gate["name"], {}))
         failing = [item for item in layers if not item["ok"]]
         why = "%s: %s" % (failing[0]["name"], failing[0]["detail"]) if failing else ""
-        asked.append((gate, layers, why, shown.get(gate["name"], {}).get("InvocationID")))
+        asked.append((gate, layers, why, shown.get(gate["name"], {})))
     return asked
 
 
-def outcome(gate, layers, why, invocation):
+def outcome(gate, layers, why, properties):
     """The result for one service; the log is that of the start that was asked about."""
     ok = bool(layers) and all(item["ok"] for item in layers)
-    log = [] if ok else systemd.journal(gate["name"], invocation, LOG_LINES)
+    log = [] if ok else systemd.journal(gate["name"], properties, LOG_LINES)
     cause = None if ok else causes.explain(why, log)
     return {"name": gate["name"], "release": gate["release"], "ok": ok, "layers": layers, "cause": cause, "log": log}
 

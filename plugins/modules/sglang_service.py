@@ -121,8 +121,8 @@ class Host:
         self.changed = self.changed or arguments[0] not in ("daemon-reload", "reset-failed")
         error = "" if self.check else systemd.systemctl(*arguments)
         if error and arguments[0] in ("start", "stop", "enable"):
-            name = arguments[-1]
-            log = systemd.journal(name[: -len(".service")] if name.endswith(".service") else name)
+            name = arguments[-1][: -len(".service")]
+            log = systemd.journal(name, systemd.show([name]).get(name, {}))
             self.module.fail_json(msg="systemctl %s failed: %s" % (" ".join(arguments), error), changed=True,
                                   sglang_ops={"kind": "service", "services": [], "log": log})
 

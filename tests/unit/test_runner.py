@@ -31,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "private"))
     monkeypatch.setenv("ANSIBLE_PYTHON_INTERPRETER", sys.executable)
     yield tmp_path
-    assert list((tmp_path / "private").iterdir()) == [], "the private directory outlived the run"
+    assert list((tmp_path / "private").glob("sglang-ops-*")) == [], "the private directory outlived the run"
 
 
 def playbook(here: Path, *tasks: dict[str, Any], hosts: str = "all") -> Path:
@@ -69,25 +69,38 @@ def test_the_environment_of_an_earlier_run_is_not_reused(here: Path) -> None:
     assert messages(here, template, env={"FOO": "two"}) == ["two"]
 
 
-def test_extra_variables_keep_their_types_and_stay_out_of_ps(here: Path) -> None:
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, int, int, str]]:
+    """The secret files of the run: path, mode, mode of the directory, content."""
+    seen: list[tuple[Path, int, int, str]] = []
+    write = runner._write_secret
+
+    def spy(path: Path, text: str) -> Path:
+        write(path, text)
+        modes = [stat.S_IMODE(item.stat().st_mode) for item in (path, path.parent)]
+        seen.append((path, modes[0], modes[1], path.read_text()))
+        return path
+
+    monkeypatch.setattr(runner, "_write_secret", spy)
+    return seen
+
+
+def test_extra_variables_keep_their_types_and_stay_out_of_ps(here: Path, written: list[Any]) -> None:
     events: list[runner.Event] = []
     seen: list[str] = []
-    modes: list[int] = []
 
     def on_event(item: runner.Event) -> None:
         events.append(item)
         if item["event"] == "playbook_on_start":
             seen.append(leaders(here, events))
-            for path in here.glob("private/*/*.json"):
-                modes.extend([stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)])
+            assert not written[0][0].exists()
 
     path = playbook(here, {"ansible.builtin.debug": {"msg": "{{ flag | type_debug }} {{ token }}"}})
     runner.run(path, ["hosts"], on_event=on_event, extravars={"flag": True, "token": "canary-4711"})
     said = [item["event_data"]["res"]["msg"] for item in events if item["event"] == "runner_on_ok"]
     assert said == ["bool canary-4711"]
-    assert seen
     assert "canary-4711" not in seen[0]
-    assert modes == [0o600, 0o700]
+    assert [row[1:3] for row in written] == [(0o600, 0o700)]
 
 
 def test_files_of_extra_variables_are_given_to_ansible(here: Path) -> None:
@@ -190,22 +203,19 @@ def test_an_inventory_names_its_own_interpreter(here: Path, monkeypatch: pytest.
     assert any("/no/python3" in str(item.get("event_data", {}).get("res")) for item in events)
 
 
-def test_the_sudo_password_travels_in_a_private_file(here: Path) -> None:
+def test_the_sudo_password_travels_in_a_private_file(here: Path, written: list[Any]) -> None:
     events: list[runner.Event] = []
     seen: list[str] = []
-    files: list[tuple[str, int, str]] = []
 
     def on_event(item: runner.Event) -> None:
         events.append(item)
         if item["event"] == "playbook_on_start":
             seen.append(leaders(here, events))
-            found = here.glob("private/*/b*")
-            files.extend((path.name, stat.S_IMODE(path.stat().st_mode), path.read_text()) for path in found)
 
     path = playbook(here, {"ansible.builtin.ping": {}})
     assert runner.run(path, ["hosts"], on_event=on_event, become_password="canary-4713").rc == 0
-    assert files == [("become", 0o600, "canary-4713")]
-    assert "--become-password-file" in seen[0]
+    assert [row[1:] for row in written] == [(0o600, 0o700, "canary-4713")]
+    assert f"--become-password-file {written[0][0]}" in seen[0]
     assert "canary-4713" not in seen[0]
 
 

@@ -136,9 +136,9 @@ def _compile(recipe: LayerRecipe, root: Path, *directories: str) -> None:
     code = (
         recipe.imports or f"import compileall; [compileall.compile_dir(d, quiet=2, workers=0) for d in {directories}]"
     )
-    path = f"PATH={recipes.ENVIRONMENT['PATH']}"
-    enter = 'mount --bind /dev "$0/dev"; mount -t proc proc "$0/proc"; exec chroot "$0" env -i "$1" /usr/bin/python3 -c "$2"'
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", enter, str(root), path, code]
+    enter = 'mount --bind /dev "$0/dev"; mount -t proc proc "$0/proc"; exec chroot "$0" "$@"'
+    python = ["env", "-i", f"PATH={recipes.ENVIRONMENT['PATH']}", "python3", "-c", code]
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", enter, str(root), *python]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OpsError(f"The Python of layer {recipe.name} failed: {' | '.join(done.stderr.splitlines()[-3:])}")

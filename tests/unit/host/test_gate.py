@@ -69,8 +69,8 @@ def test_every_layer_is_asked_in_order(gate: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("path", "answer", "failing", "says"),
     [
-        ("/ready", (503, {}), "ready", "answers 503"),
-        ("/health", (503, {}), "ready", "/ready and /health answers 503"),
+        ("/ready", (503, {}), "ready", "/ready 503"),
+        ("/health", (503, {}), "ready", "/ready 200, /health 503"),
         ("/v1/models", (200, {"data": [{"id": "other"}]}), "model", "names other, not m"),
         ("/v1/models", (200, b"<html>"), "model", "not JSON"),
         ("/v1/chat/completions", (200, b"\xff\x00garbage"), "answer", "not JSON"),
@@ -91,7 +91,7 @@ def test_wrong_answers_fail_their_layer(
 def test_servers_before_ready_existed_are_asked_for_health(gate: dict[str, Any]) -> None:
     del Server.answers["/ready"]
     layers = probe.ask(gate, ACTIVE)
-    assert layers[2]["detail"] == "/health answers 200"
+    assert layers[2]["detail"] == "/health 200"
 
 
 def test_model_without_chat_template_passes_on_its_completion(gate: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from ansible.module_utils import basic
 MODULES = Path(__file__).resolve().parents[3] / "plugins" / "modules"
 
 
-class Left(Exception):  # noqa: N818 (no error: the module is done)
+class Left(Exception):
     """What a module left with."""
 
     def __init__(self, failed: bool, result: dict[str, Any]) -> None:
@@ -39,7 +39,8 @@ def load(name: str) -> ModuleType:
 
 def run(module: ModuleType, check: bool = False, **parameters: Any) -> Left:
     """Call main() as Ansible would; returns how it left."""
-    arguments = parameters | {"_ansible_check_mode": check, "_ansible_remote_tmp": "/tmp", "_ansible_keep_remote_files": False}
+    internal = {"_ansible_check_mode": check, "_ansible_remote_tmp": "/tmp", "_ansible_keep_remote_files": False}
+    arguments = parameters | internal
 
     def leave(failed: bool) -> Callable[..., None]:
         def end(_self: Any, **result: Any) -> None:

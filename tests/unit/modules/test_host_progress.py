@@ -80,7 +80,7 @@ def test_both_streams_status_and_standard_input() -> None:
 
 
 def test_a_callback_that_raises_ends_the_program_and_all_it_started(tmp_path: Path) -> None:
-    class Enough(Exception):  # noqa: N818
+    class Enough(Exception):
         pass
 
     def tick() -> None:
