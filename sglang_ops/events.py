@@ -7,6 +7,7 @@ module's name, never on the wording of a task.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -253,17 +254,28 @@ def _failure(
 
 
 def _no_run(messages: list[str], limit: str | None) -> OpsError:
-    """Ansible ended before it played anything: say why in one sentence."""
+    """Ansible ended before it played anything: say why in one sentence. Wordings of ansible-core 2.18 to 2.21."""
     text = "\n".join(messages)
-    errors = [line.partition("[ERROR]:")[2].strip() for line in messages if line.startswith("[ERROR]:")]
     if "leaves us with no hosts to target" in text:
         return UsageError(f"No host in the inventory matches '{limit}'.", fix="Correct --limit.")
     if "Completely failed to parse inventory source" in text:
         source = text.rpartition("Completely failed to parse inventory source")[2].split()[0]
         plugin = "yaml" if source.endswith((".yml", ".yaml", ".json")) else "ini"
-        reason = text.partition(f"Failed to parse inventory with '{plugin}' plugin: ")[2].partition("\n")[0]
+        reason = _said(messages, rf"Failed to parse .+ with '?{plugin}'? plugin: (.*)")
         return UsageError(
             f"The inventory {source} cannot be read: {reason}",
             fix="See what Ansible makes of it: ansible-inventory -i FILE --list",
         )
-    return OpsError(errors[-1] if errors else "Ansible ended before it began. " + " ".join(messages[-3:]).strip())
+    reason = _said(messages, r"^(?:\[ERROR\]:|ERROR!) (.*)")
+    return OpsError(reason or "Ansible ended before it began. " + " ".join(messages[-3:]).strip())
+
+
+def _said(messages: list[str], pattern: str) -> str:
+    """The group of `pattern` in the first message that has it. Older versions fold messages at 79 columns."""
+    unfolded: list[str] = [""]
+    for line in messages:
+        if not line.strip() or line.startswith(("[WARNING]", "[ERROR]", "ERROR!")):
+            unfolded.append("")
+        unfolded[-1] = f"{unfolded[-1]} {line.strip()}".strip()
+    found = (re.search(pattern, message) for message in unfolded)
+    return next((match.group(1) for match in found if match), "")

@@ -65,7 +65,8 @@ class Tail:
 class Reporter:
     """Feeds a RunState from events and from the progress file, and shows it. Silent by itself.
 
-    Events come from the main thread; a ticker reads the progress file between them.
+    Events come from the main thread; a ticker reads the progress file between them. The ticker waits for the first
+    event: by then Ansible runs, and forking it while a second thread holds a lock could block it for ever.
     """
 
     def __init__(
@@ -79,15 +80,17 @@ class Reporter:
         self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Reporter:
-        self._ticker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._ticker.join()
+        if self._ticker.is_alive():
+            self._ticker.join()
         self._read_progress()
 
     def apply(self, event: Event) -> None:
+        if not self._ticker.is_alive():
+            self._ticker.start()
         with self._lock:
             self.state.apply(event)
             self.show()
@@ -152,7 +155,7 @@ class LiveReporter(Reporter):
 
     def __enter__(self) -> LiveReporter:
         self._live.start()
-        super().__enter__()
+        self.show()
         return self
 
     def __exit__(self, *unused: object) -> None:

@@ -32,7 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sglang_ops import content
+from sglang_ops import content, processes
 from sglang_ops.errors import OpsError
 
 Event = dict[str, Any]
@@ -216,9 +216,10 @@ class _Interrupt:
     """Ctrl-C that leaves nothing running.
 
     ansible-playbook runs in a session of its own, so the terminal's SIGINT reaches only us. We pass it on, and
-    Ansible ends its workers and their SSH connections within half a second. A worker that was just being forked can
-    miss it (ansible-core signals it before it has its handler), and Ansible would then wait for that worker's module
-    to end: after a moment of grace, or at the second Ctrl-C, the whole tree is killed.
+    Ansible ends its workers within half a second. Two holes are closed here: a worker that was just being forked
+    misses the signal, and Ansible then waits for its module to end (so after a moment of grace, or at the second
+    Ctrl-C, the whole tree is killed); and what the workers had started, ssh above all, may outlive them (so the
+    rest of the tree goes when Ansible has gone).
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -228,6 +229,7 @@ class _Interrupt:
         self.requests = 0
         self._pid: int | None = None
         self._bystanders: list[int] = []
+        self._tree: dict[int, str] = {}
         self._previous: dict[signal.Signals, Any] = {}
         self._deadline = threading.Timer(self.GRACE_SECONDS, self._kill)
         self._deadline.daemon = True
@@ -237,13 +239,14 @@ class _Interrupt:
         return self.requests > 0
 
     def __enter__(self) -> _Interrupt:
-        self._bystanders = children(os.getpid())
+        self._bystanders = processes.children(os.getpid())
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         self._deadline.cancel()
+        processes.kill(self._tree)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -253,43 +256,30 @@ class _Interrupt:
     def request(self) -> None:
         """Ask Ansible to end; asked again, make it."""
         self.requests += 1
-        if self.requests == 1:
-            _send(self._leaders(), signal.SIGINT)
-            self._deadline.start()
-        else:
+        if self.requests > 1:
             self._kill()
+            return
+        self._tree = processes.tree(self._leaders())
+        for pid in self._leaders():
+            _interrupt(pid)
+        self._deadline.start()
 
     def attach(self, pid: int) -> None:
         """The process to end, known once Ansible has started; until then it is whatever child we have got."""
         self._pid = pid
         if self.requested:
-            _send([pid], signal.SIGINT)
+            _interrupt(pid)
 
     def _leaders(self) -> list[int]:
         if self._pid:
             return [self._pid]
-        return [pid for pid in children(os.getpid()) if pid not in self._bystanders]
+        return [pid for pid in processes.children(os.getpid()) if pid not in self._bystanders]
 
     def _kill(self) -> None:
-        leaders = self._leaders()
-        _send([*leaders, *(pid for leader in leaders for pid in descendants(leader))], signal.SIGKILL)
+        self._tree |= processes.tree(self._leaders())
+        processes.kill(self._tree)
 
 
-def _send(pids: Sequence[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def children(pid: int) -> list[int]:
-    """The direct children of a process; empty where the system has no /proc (there Ansible's start event tells)."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [int(word) for word in task.read_text().split()]
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    found = children(pid)
-    return [*found, *(deeper for child in found for deeper in descendants(child))]
+def _interrupt(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGINT)

@@ -18,6 +18,7 @@ UNPACKED_PER_PULLED = 2.5  # the compressed layers and what they unpack to lie s
 # also what Docker Hub says of a repository that does not exist).
 _CAUSES = (
     ("space", r"no space left on device|disk quota exceeded"),
+    ("limit", r"toomanyrequests|rate limit|too many requests"),
     ("http", r"server gave HTTP response to HTTPS client"),
     ("certificate", r"x509:|certificate (signed by|is not|has expired)|tls: failed to verify"),
     ("login", r"unauthori[sz]ed|authentication required|no basic auth|denied|status code 40[13]|\b403\b"),
@@ -27,6 +28,7 @@ _CAUSES = (
 _ROUTE = re.compile(r'^.*(?:Get|Head|Post) "[^"]*": (?:dial tcp [\d.]+:\d+: (?:connect: )?)?')  # how it got there
 _SENTENCES = {
     "space": "%(ref)s does not fit: the disk of %(engine)s is full. Free space there, then deploy again.",
+    "limit": "%(registry)s refuses more pulls for now. Wait, or run `sudo %(engine)s login %(registry)s` on the host.",
     "http": "%(registry)s speaks plain HTTP, which %(engine)s refuses. Add it to container_engine_insecure_registries.",
     "certificate": "%(engine)s does not trust the certificate of %(registry)s (%(told)s). Install its CA on the host.",
     "login": "%(registry)s refuses %(ref)s without a login. Run `sudo %(engine)s login %(registry)s` on the host, "

@@ -95,9 +95,9 @@ class Progress:
         except FileNotFoundError:
             return Output(127, "%s is not installed" % argv[0])
         try:
-            if stdin is not None:
-                with contextlib.suppress(BrokenPipeError), child.stdin:
-                    child.stdin.write(stdin.encode())
+            if child.stdin:
+                with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+                    pipe.write(stdin.encode())
             lines = []  # type: list[str]
             for line in _lines(child, on_tick or (lambda: None)):
                 lines[:] = [*lines[-KEPT_LINES:], line]

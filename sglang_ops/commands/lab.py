@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from sglang_ops.commands import _options
+from sglang_ops.commands._options import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Name = Annotated[str, typer.Option("--name", help="Name of the lab; its hosts are NAME-1, NAME-2, …")]
+Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the lab; its hosts are NAME-1, NAME-2, …")]
 HostArgument = Annotated[str, typer.Argument(help="A host of the lab, for example lab-1.", metavar="HOST")]
 Hard = Annotated[bool, typer.Option("--hard", help="Pull the plug instead of shutting down in order.")]
 
@@ -28,8 +30,8 @@ Hard = Annotated[bool, typer.Option("--hard", help="Pull the plug instead of shu
 @app.command()
 def up(
     name: Name = "lab",
-    hosts: Annotated[int, typer.Option(help="How many hosts.")] = 2,
-    gpus: Annotated[int, typer.Option(help="How many pretended GPUs each host has.")] = 2,
+    hosts: Annotated[int, typer.Option(metavar="N", help="How many hosts.")] = 2,
+    gpus: Annotated[int, typer.Option(metavar="N", help="How many pretended GPUs each host has.")] = 2,
     engine: Annotated[Literal["docker", "podman"], typer.Option(help="The engine that deploy brings.")] = "docker",
     system: Annotated[Literal["debian12", "debian13"], typer.Option("--os", help="What hosts run.")] = "debian13",
     server: Annotated[
@@ -48,29 +50,29 @@ def up(
         for line in lifecycle.intentions(shape):
             _say(line)
     lab = lifecycle.up(shape, log=_timed())
-    print(lab.inventory)
+    typer.echo(lab.inventory)
     _say(f"next: sglang-ops deploy --inventory {lab.inventory}")
 
 
 @app.command()
 def status(
     name: Name = "lab",
-    output: Annotated[Literal["text", "json"], typer.Option(help="How to print it.")] = "text",
+    output: _options.OutputFormat = Output.TABLE,
 ) -> None:
     """Show a lab's hosts, and where its inventory, registry and model source are."""
     from sglang_ops.lab import lifecycle
 
     lab = lifecycle.status(name)
-    if output == "json":
-        print(json.dumps(asdict(lab), indent=2))
+    if output is Output.JSON:
+        typer.echo(json.dumps(asdict(lab), indent=2))
         return
     if not lab.hosts:
-        print(f"there is no lab {name}")
+        typer.echo(f"there is no lab {name}")
         return
-    print(f"lab {name}: {'running' if lab.running else 'not running'}")
+    typer.echo(f"lab {name}: {'running' if lab.running else 'not running'}")
     for host in lab.hosts:
-        print(f"  {host.name:<18} {host.address:<15} {host.state:<8} {host.os}  {host.engine}")
-    print(f"inventory     {lab.inventory}\nregistry      {lab.registry}\nmodel source  {lab.model_source}")
+        typer.echo(f"  {host.name:<18} {host.address:<15} {host.state:<8} {host.os}  {host.engine}")
+    typer.echo(f"inventory     {lab.inventory}\nregistry      {lab.registry}\nmodel source  {lab.model_source}")
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -130,7 +132,7 @@ def _switch(name: str, host: str, position: str, *, hard: bool = False) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    typer.echo(line, err=True)
 
 
 def _timed() -> Callable[[str], None]:

@@ -79,7 +79,7 @@ def _provide(lab: Folder, shape: Shape, *, log: Log) -> Plan:
             models=str(models),
         )
         write(lab.plan, plan.to_json())
-        network.raise_settings(shape.hosts, _settings_record())
+        network.raise_settings(sum(plan.shape.hosts for plan in _plans()), _settings_record())
     return plan
 
 
@@ -105,9 +105,16 @@ def _supervise(lab: Folder) -> int:
     return supervisor
 
 
+def end(lab: Folder) -> None:
+    """End all processes of a lab, and with them what only they see."""
+    if supervisor := processes.find_supervisor(lab):
+        disk.abandon(lab.disk_image, Path(f"/proc/{supervisor}/root{lab.disk}"))
+    processes.end_all(lab)
+
+
 def clear(lab: Folder) -> None:
     """Undo everything of a lab, however far it came, and empty its directory."""
-    processes.end_all(lab)
+    end(lab)
     network.disconnect(lab.root.name, lab.load_plan())
     cgroups.remove(lab.root.name)
     disk.wait_until_free(lab.disk_image)

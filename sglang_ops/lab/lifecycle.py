@@ -141,7 +141,7 @@ def down(name: str) -> bool:
     lab = folder(name)
     if not lab.root.exists():
         return False
-    processes.end_all(lab)
+    construction.end(lab)
     try:
         with locked(lab.root):
             construction.remove(lab)

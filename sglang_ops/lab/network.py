@@ -21,9 +21,8 @@ from sglang_ops.lab.settings import Plan, write
 # RFC 2544 keeps this range for measurements between devices: no network that people use is in it.
 _RANGE = IPv4Network("198.18.0.0/16")
 _FORWARDING = "net.ipv4.ip_forward"
-# Each host's systemd takes inotify instances and keys of root's; 128 and 200 are the usual limits.
-_MANY_HOSTS = 30
-_HOST_NEEDS = {"fs.inotify.max_user_instances": 32, "kernel.keys.maxkeys": 64}
+# What a host takes of limits that all hosts share, because they share their users; 128 and 200 are usual.
+_HOST_NEEDS = {"fs.inotify.max_user_instances": 16, "kernel.keys.maxkeys": 8}
 
 
 def free_network(taken: Iterable[IPv4Network]) -> str:
@@ -109,11 +108,8 @@ def _forward_rules() -> str:
 
 
 def needed_settings(hosts: int) -> dict[str, int]:
-    """The kernel settings, by name, that a machine with `hosts` lab hosts must at least have."""
-    needs = {_FORWARDING: 1}
-    if hosts > _MANY_HOSTS:
-        needs |= {name: 256 + hosts * each for name, each in _HOST_NEEDS.items()}
-    return needs
+    """The kernel settings, by name, that a machine with `hosts` hosts in all its labs must at least have."""
+    return {_FORWARDING: 1} | {name: hosts * each for name, each in _HOST_NEEDS.items()}
 
 
 def raise_settings(hosts: int, record: Path) -> None:

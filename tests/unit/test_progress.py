@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,15 @@ def test_colours_obey_no_color() -> None:
     target.print(progress.host_table(state, STEPS, 1.0, target))
     assert "\x1b[3" not in shown(target)
     assert "\x1b[9" not in shown(target)
+
+
+def test_no_thread_runs_while_ansible_is_being_forked(tmp_path: Path) -> None:
+    before = threading.active_count()
+    with progress.PlainReporter(console(), RunState(), tmp_path / "none") as reporter:
+        assert threading.active_count() == before
+        reporter.apply(start("gpu-1", "sglang_plan"))
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
 
 
 def test_log_lines_go_to_their_own_reader(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sglang_ops import content, runner
+from sglang_ops import content, processes, runner
 from sglang_ops.errors import OpsError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,7 +283,7 @@ def test_ctrl_c_ends_within_a_second_and_leaves_nothing(here: Path, until: str |
                 pass
             wait_for(lambda: running("sleep 4715"))
         else:
-            wait_for(lambda: runner.children(process.pid))
+            wait_for(lambda: processes.children(process.pid))
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()

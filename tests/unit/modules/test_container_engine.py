@@ -142,7 +142,7 @@ class TestObserve:
         self.daemon_json = tmp_path / "daemon.json"
 
     def test_a_blank_host(self) -> None:
-        self.outputs["apt-cache policy"] = (
+        self.outputs["apt-cache -o"] = (
             "docker.io:\n  Installed: (none)\n  Candidate: 26.1.5+dfsg1-9\n  Version table:\n"
             "docker-cli:\n  Installed: (none)\n  Candidate: 26.1.5+dfsg1-9\n"
         )

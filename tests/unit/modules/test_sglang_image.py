@@ -77,16 +77,15 @@ ANSWERS = [
     ("missing", "initializing source docker://x: reading manifest sha256:5 in 198.18.0.2:5000/x: manifest unknown"),
     ("login", 'Head "http://198.18.0.2:5000/v2/x/manifests/sha256:5": no basic auth credentials'),
     ("login", "unauthorized: authentication required"),
-    ("login", "pull access denied for x, repository does not exist or may require 'docker login': denied: requested "
-              "access to the resource is denied"),
+    ("login", "pull access denied for x, repository does not exist or may require 'docker login': denied: requested"),
     ("http", 'Get "https://198.18.0.2:5000/v2/": http: server gave HTTP response to HTTPS client'),
     ("certificate", 'Get "https://198.18.0.2:5000/v2/": x509: certificate signed by unknown authority'),
     ("unreachable", 'Get "http://198.18.0.2:5000/v2/": dial tcp 198.18.0.2:5000: connect: connection refused'),
     ("unreachable", 'Get "https://nohost/v2/": dial tcp: lookup nohost on 10.0.0.1:53: no such host'),
-    ("unreachable", 'Get "https://x/v2/": net/http: request canceled while waiting for connection (Client.Timeout '
-                    "exceeded while awaiting headers)"),
+    ("unreachable", 'Get "https://x/v2/": net/http: request canceled (Client.Timeout exceeded while awaiting headers)'),
     ("space", "failed to register layer: write /usr/lib/libcudnn.so: no space left on device"),
-    ("other", "toomanyrequests: You have reached your pull rate limit"),
+    ("limit", "toomanyrequests: You have reached your unauthenticated pull rate limit."),
+    ("other", "filesystem layer verification failed for digest sha256:5"),
 ]  # fmt: skip
 
 
@@ -95,7 +94,7 @@ def test_every_cause_has_its_sentence(cause: str, told: str) -> None:
     error = images.explain(told, REF, DIGEST_REF, "docker")
     assert error.cause == cause
     assert "\n" not in str(error)
-    assert "198.18.0.2:5000" in str(error)
+    assert NAME in str(error) or "198.18.0.2:5000" in str(error)
 
 
 def test_the_way_to_the_cause_is_left_out() -> None:
