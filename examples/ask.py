@@ -29,7 +29,6 @@ def main() -> int:
         print(f"{service['host']}  {service['endpoint']}/v1  model {model}")
         print(f"  asked:    {QUESTION}")
         print(f"  answered: {reply.choices[0].message.content!r}")
-    print("The model of the lab is tiny and random: the words mean nothing, the path they took is the real one.")
     return 0
 
 

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-
 # The server's own lines, and what systemd says of its unit; not the container engine's chatter in the same unit.
 _MATCH = 'set -- {names}; for name; do set -- "$@" "SYSLOG_IDENTIFIER=$name" + "UNIT=$name.service" +; shift; done'
 

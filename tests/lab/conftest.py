@@ -90,6 +90,14 @@ class Lab:
         self.run("remove", "--yes")
 
 
+def shorten_drains(path: Path) -> None:
+    """The engine looks every five seconds whether it may stop; a simulator in a test need not take that long."""
+    data = yaml.safe_load(path.read_text())
+    if "simulator" in data["deployment"]["image"]:
+        data["deployment"]["env_vars"] = {"SGLANG_SIMULATOR_DRAIN_POLL": "0.2"}
+        path.write_text(yaml.safe_dump(data))
+
+
 @pytest.fixture(scope="module")
 def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
     """`make_lab(hosts=1, engine="docker", ...)`: a lab of the module's own, removed at its end."""
@@ -103,6 +111,7 @@ def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
         assert done.returncode == 0, done.stderr
         status = json.loads(ops("lab", "status", "--name", name, "--output", "json").stdout)
         inventory = Path(status["inventory"])
+        shorten_drains(inventory.parent / "deployment.yaml")
         hosts = [host["name"] for host in status["hosts"]]
         return Lab(name, inventory, hosts, inventory.parent, {"SGLANG_OPS_STATE": str(state)})
 

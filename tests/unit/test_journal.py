@@ -9,11 +9,9 @@ from sglang_ops import journal
 
 
 def test_lines_carry_service_time_and_text_and_the_cursor_goes_on() -> None:
-    unit = "sglang-m.service"
-    rows = [
-        {"__CURSOR": "a", "__REALTIME_TIMESTAMP": "1700000000123456", "MESSAGE": "hello", "SYSLOG_IDENTIFIER": "sglang-m"},
-        {"__CURSOR": "b", "__REALTIME_TIMESTAMP": "1700000001000000", "MESSAGE": [104, 105, 255], "UNIT": unit},
-    ]
+    server = {"__REALTIME_TIMESTAMP": "1700000000123456", "MESSAGE": "hello", "SYSLOG_IDENTIFIER": "sglang-m"}
+    systemd = {"__REALTIME_TIMESTAMP": "1700000001000000", "MESSAGE": [104, 105, 255], "UNIT": "sglang-m.service"}
+    rows = [server | {"__CURSOR": "a"}, systemd | {"__CURSOR": "b"}]
     lines, cursor = journal.parse("-- noise --\n" + "\n".join(json.dumps(row) for row in rows))
     assert cursor == "b"
     assert lines[0] == {"service": "sglang-m", "time": "2023-11-14T22:13:20.123+00:00", "text": "hello"}
@@ -22,7 +20,8 @@ def test_lines_carry_service_time_and_text_and_the_cursor_goes_on() -> None:
 
 
 def test_command_matches_services_and_keeps_what_the_user_gave_as_it_is() -> None:
-    command = journal.command(["sglang-m", "sglang-n"], "--since", "$(reboot)").replace("journalctl ", "printf '%s\\n' ")
+    journalctl = journal.command(["sglang-m", "sglang-n"], "--since", "$(reboot)")
+    command = journalctl.replace("journalctl ", "printf '%s\\n' ")
     words = subprocess.check_output(["sh", "-c", command], text=True).splitlines()
     assert "$(reboot)" in words
     assert words[-9:] == [

@@ -137,7 +137,8 @@ def _compile(recipe: LayerRecipe, root: Path, *directories: str) -> None:
         recipe.imports or f"import compileall; [compileall.compile_dir(d, quiet=2, workers=0) for d in {directories}]"
     )
     enter = 'mount --bind /dev "$0/dev"; mount -t proc proc "$0/proc"; exec chroot "$0" "$@"'
-    python = ["env", "-i", f"PATH={recipes.ENVIRONMENT['PATH']}", "python3", "-c", code]
+    environment = [f"{name}={value}" for name, value in recipes.ENVIRONMENT.items()]
+    python = ["env", "-i", *environment, "python3", "-c", code]
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", enter, str(root), *python]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -20,7 +20,7 @@ from sglang_ops.lab.images import recipes, wheels
 Log = Callable[[str], None]
 Fill = Callable[[Path, Log], None]
 
-_PROCEDURE = 2  # raised when this package comes to make something else of the same inputs
+_PROCEDURE = 3  # raised when this package comes to make something else of the same inputs
 _SIMULATOR_SOURCE = Path(simulator.__file__).parent
 
 
