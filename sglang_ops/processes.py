@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
+SESSION, BIRTH = 3, 19  # places of the session and of the start time (in ticks since boot) in _stat
 
 
 def children(pid: int) -> list[int]:
@@ -33,6 +34,13 @@ def tree(leaders: Iterable[int]) -> dict[int, str]:
     return found
 
 
+def in_sessions(leaders: Iterable[int]) -> dict[int, str]:
+    """Every process in a session that one of the leaders opened: also those whose parents are gone."""
+    wanted = {str(pid) for pid in leaders}
+    pids = [int(path.name) for path in PROC.glob("[0-9]*")]
+    return {pid: fields[BIRTH] for pid in pids if (fields := _stat(pid)) and fields[SESSION] in wanted}
+
+
 def kill(known: Mapping[int, str]) -> None:
     """Kill those that are still the processes they were."""
     for pid, birth in known.items():
@@ -42,8 +50,13 @@ def kill(known: Mapping[int, str]) -> None:
 
 
 def _birth(pid: int) -> str:
-    """Start time in clock ticks since boot, field 22 of stat; the name before it may hold blanks and brackets."""
+    fields = _stat(pid)
+    return fields[BIRTH] if fields else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name, which may itself hold blanks and brackets."""
     try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

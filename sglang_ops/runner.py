@@ -224,6 +224,7 @@ class _Interrupt:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     GRACE_SECONDS = 0.7
+    LOOK_SECONDS = 0.05
 
     def __init__(self) -> None:
         self.requests = 0
@@ -231,8 +232,8 @@ class _Interrupt:
         self._bystanders: list[int] = []
         self._tree: dict[int, str] = {}
         self._previous: dict[signal.Signals, Any] = {}
-        self._deadline = threading.Timer(self.GRACE_SECONDS, self._kill)
-        self._deadline.daemon = True
+        self._ended = threading.Event()
+        self._follower = threading.Thread(target=self._follow, daemon=True)
 
     @property
     def requested(self) -> bool:
@@ -245,8 +246,11 @@ class _Interrupt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._deadline.cancel()
-        processes.kill(self._tree)
+        self._ended.set()
+        if self._follower.is_alive():
+            self._follower.join()
+        if self.requested:
+            processes.kill(self._tree | processes.in_sessions(self._tree))
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -256,13 +260,11 @@ class _Interrupt:
     def request(self) -> None:
         """Ask Ansible to end; asked again, make it."""
         self.requests += 1
-        if self.requests > 1:
-            self._kill()
-            return
-        self._tree = processes.tree(self._leaders())
-        for pid in self._leaders():
-            _interrupt(pid)
-        self._deadline.start()
+        if self.requests == 1:
+            self._tree = processes.tree(self._leaders())
+            for pid in self._leaders():
+                _interrupt(pid)
+            self._follower.start()
 
     def attach(self, pid: int) -> None:
         """The process to end, known once Ansible has started; until then it is whatever child we have got."""
@@ -275,9 +277,13 @@ class _Interrupt:
             return [self._pid]
         return [pid for pid in processes.children(os.getpid()) if pid not in self._bystanders]
 
-    def _kill(self) -> None:
-        self._tree |= processes.tree(self._leaders())
-        processes.kill(self._tree)
+    def _follow(self) -> None:
+        """Keep track of the tree while it falls, and fell what still stands when the grace is over."""
+        deadline = time.monotonic() + self.GRACE_SECONDS
+        while not self._ended.wait(self.LOOK_SECONDS):
+            self._tree |= processes.tree(self._leaders())
+            if self.requests > 1 or time.monotonic() > deadline:
+                processes.kill(self._tree)
 
 
 def _interrupt(pid: int) -> None:

@@ -1,8 +1,8 @@
 """The lab's model source: as much of the Hugging Face hub's HTTP API as `hf download` needs.
 
-`python -m sglang_ops.lab.hub --root CACHE/models --host 198.18.0.2 --port 8080` serves every directory
-ROOT/OWNER/NAME as a model repository with one branch, `main`. Its commit id follows from the content, so it
-changes only where a file does. A client is pointed here with HF_ENDPOINT.
+`python -m sglang_ops.lab.hub --root CACHE/models --host ADDRESS --port 8080 --token TOKEN` serves every
+directory ROOT/OWNER/NAME as a model repository with one branch, `main`. Its commit id follows from the
+content, so it changes only where a file does. A client is pointed here with HF_ENDPOINT.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from sglang_ops.lab.model import GATED_MODEL
 
-TOKEN = "hf_lab_token"  # noqa: S105 - the lab's, printed in its documentation
 _BRANCH = "main"
 _SENT_AT_ONCE = 1024 * 1024
 
@@ -131,11 +130,12 @@ def _blob(directory: Path, file: Path, size: int, _modified: int) -> Blob:
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """One connection. `root` is set by `serve`."""
+    """One connection; `HubServer` sets what is served."""
 
     protocol_version = "HTTP/1.1"
     server_version = "sglang-ops-lab-hub"
     root: Path
+    token: str
 
     def do_GET(self) -> None:
         """Answer a GET, or a HEAD, which is a GET without a body."""
@@ -162,7 +162,7 @@ class HubHandler(BaseHTTPRequestHandler):
         elif matched := _FILE.fullmatch(path):
             self._send_file(self._repository(matched), matched["path"])
         elif path == "/api/whoami-v2":
-            if self._token() != TOKEN:
+            if self._token() != self.token:
                 raise Problem(401, None, "Invalid credentials in Authorization header")
             self._send_json({"type": "user", "name": "lab", "orgs": [], "auth": {"accessToken": {"role": "read"}}})
         else:
@@ -180,7 +180,7 @@ class HubHandler(BaseHTTPRequestHandler):
         return token if scheme.lower() == "bearer" else None
 
     def _send_file(self, repository: Repository, path: str) -> None:
-        if repository.gated and self._token() != TOKEN:
+        if repository.gated and self._token() != self.token:
             if self._token():
                 raise Problem(401, None, "Invalid credentials in Authorization header")
             raise Problem(
@@ -236,13 +236,13 @@ class HubHandler(BaseHTTPRequestHandler):
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves the repositories below `root` until `shutdown` is called."""
+    """Serves the repositories below `root`; the files of gated ones to who has `token`."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, root: Path, host: str, port: int) -> None:
-        super().__init__((host, port), type("Handler", (HubHandler,), {"root": root}))
+    def __init__(self, root: Path, host: str, port: int, token: str | None) -> None:
+        super().__init__((host, port), type("Handler", (HubHandler,), {"root": root, "token": token or ""}))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -251,10 +251,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, required=True, help="directory with OWNER/NAME below it")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--token", help="opens gated models; without it they are closed")
     given = parser.parse_args(argv)
     if not given.root.is_dir():
         sys.exit(f"{given.root} is no directory")
-    with HubServer(given.root, given.host, given.port) as server:
+    with HubServer(given.root, given.host, given.port, given.token) as server:
         server.serve_forever()
 
 

@@ -30,20 +30,34 @@ class Information:
         self._shown_name = "another/model" if faults.wrong_model else arguments.served_model_name
         self._started = int(time.time())
 
-    def by_path(self) -> Mapping[str, Callable[[], dict[str, Any]]]:
-        """The endpoints, the deprecated names beside the present ones."""
-        return {
-            "/v1/models": self.models,
-            "/model_info": self.model_info,
-            "/get_model_info": self.model_info,
-            "/server_info": self.server_info,
-            "/get_server_info": self.server_info,
-            "/v1/loads": self.loads,
+        self._by_path: Mapping[str, Callable[[], dict[str, Any]]] = {
+            "/v1/models": self._models,
+            "/model_info": self._model_info,
+            "/get_model_info": self._model_info,  # deprecated, as the other get_ name
+            "/server_info": self._server_info,
+            "/get_server_info": self._server_info,
+            "/v1/loads": self._loads,
         }
 
-    def models(self) -> dict[str, Any]:
-        """The one model that is served."""
-        card = {
+    def answer(self, path: str) -> tuple[int, dict[str, Any]] | None:
+        """Status and body of a GET; None where the path is not one of these."""
+        if path in self._by_path:
+            return 200, self._by_path[path]()
+        root, _, name = path.partition("/v1/models/")
+        if root or not name:
+            return None
+        card = self._model_card()
+        if name == card["id"]:
+            return 200, card
+        message = f"The model '{name}' does not exist"
+        error = {"message": message, "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+        return 404, {"error": error}
+
+    def _models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [self._model_card()]}
+
+    def _model_card(self) -> dict[str, Any]:
+        return {
             "id": self._shown_name,
             "object": "model",
             "created": self._started,
@@ -52,10 +66,8 @@ class Information:
             "parent": None,
             "max_model_len": self._model.context_tokens,
         }
-        return {"object": "list", "data": [card]}
 
-    def model_info(self) -> dict[str, Any]:
-        """Where the model comes from and what it is."""
+    def _model_info(self) -> dict[str, Any]:
         return {
             "model_path": self._model.path,
             "served_model_name": self._arguments.served_model_name,
@@ -67,7 +79,7 @@ class Information:
             "simulator": NAME,
         }
 
-    def server_info(self) -> dict[str, Any]:
+    def _server_info(self) -> dict[str, Any]:
         """Every argument (with its secrets, as the engine has it) and the state of the scheduler."""
         state = {
             "effective_max_running_requests_per_dp": self._scheduler.most_running,
@@ -87,7 +99,7 @@ class Information:
             "internal_states": [state] * self._arguments.dp_size,
         }
 
-    def loads(self) -> dict[str, Any]:
+    def _loads(self) -> dict[str, Any]:
         """The load of each data-parallel rank. One scheduler does the work of all; the others show as idle."""
         now = datetime.datetime.now(datetime.UTC)
         gauges = self._metrics.gauges()

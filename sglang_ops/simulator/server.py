@@ -61,7 +61,7 @@ class Server:
         loop.add_signal_handler(signal.SIGINT, stopped.set)
         life = [asyncio.create_task(self._come_up()), asyncio.create_task(self._watch_for_sigterm(stopped))]
         await stopped.wait()
-        await self._http.stop()
+        self._http.stop()
         for task in life:
             task.cancel()
 
@@ -90,7 +90,7 @@ class Server:
         while (remaining := self._http.answering) and not os.environ.get("SGL_FORCE_SHUTDOWN"):
             log.info("Gracefully exiting... Remaining number of requests %d.", remaining)
             await asyncio.sleep(self._settings.poll_seconds)
-        log.info("Gracefully exiting... Remaining number of requests 0. Remaining requests remaining_rids=[].")
+        log.info("Gracefully exiting... Remaining number of requests %d.", remaining)
         stopped.set()
 
     async def _respond(self, request: Request) -> Response:
@@ -108,10 +108,11 @@ class Server:
         return scheme.lower() == "bearer" and hmac.compare_digest(token.encode(), key.encode())
 
     async def _dispatch(self, request: Request) -> Response:
-        information = self._information.by_path().get(request.path)
+        information = self._information.answer(request.path)
         path, method = request.path, "GET"
         if information:
-            response = json_response(information())
+            status, body = information
+            response = json_response(body, status)
         elif path in ("/health", "/health_generate"):
             response = await self._health()
         elif path == "/ready":

@@ -68,12 +68,10 @@ class HttpServer:
             self._connection, host, port, limit=_MOST_HEADER_BYTES, backlog=_BACKLOG
         )
 
-    async def stop(self) -> None:
-        """Stop listening and let the last bytes of running answers go out."""
+    def stop(self) -> None:
+        """Stop listening; what is being answered is not waited for."""
         if self._listener:
             self._listener.close()
-        while self.answering:
-            await asyncio.sleep(0.01)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")

@@ -12,6 +12,8 @@ import yaml
 from conftest import Lab
 
 pytestmark = pytest.mark.lab
+# Without it SSH goes on using the connection that an earlier test opened with the right key.
+FRESH_CONNECTION = ("-e", "ansible_control_path=none")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_wrong_key_is_unreachable_with_the_reason(lab: Lab, inventory: dict[str,
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     inventory["all"]["vars"]["ansible_ssh_private_key_file"] = str(key)
     lab.inventory.write_text(yaml.safe_dump(inventory))
-    result = lab.deploy()
+    result = lab.deploy(None, *FRESH_CONNECTION)
     assert result["exit_code"] == 6
     assert "permission denied" in cause(result, lab.hosts[0])
 
@@ -108,7 +110,7 @@ def test_changed_host_key_is_not_accepted(lab: Lab) -> None:
     known.write_text("\n".join([*(line for line in lines if line.split()[0] != first[0]),
                                 " ".join([first[0], *second[1:]])]) + "\n")
     try:
-        result = lab.deploy(None, "--limit", lab.hosts[0], "-e", "ansible_control_path=none")
+        result = lab.deploy(None, "--limit", lab.hosts[0], *FRESH_CONNECTION)
     finally:
         known.write_text(text)
     assert result["exit_code"] == 6

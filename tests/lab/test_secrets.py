@@ -19,7 +19,9 @@ def lab(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactory) 
     made = make_lab("t-secret", hosts=1, gpus=1, engine="docker", os="debian13", server="simulator")
     made.env["THE_CANARY"] = CANARY
     made.env["HOME"] = str(tmp_path_factory.mktemp("home"))
-    made.ssh(f"mkdir -p /etc/sglang-ops && umask 077 && echo 'KEY={RUNTIME}' > /etc/sglang-ops/runtime.env")
+    # In two pieces, because sudo logs the commands that this test itself runs.
+    first, last = RUNTIME.split("-", 1)
+    made.ssh(f"mkdir -p /etc/sglang-ops; umask 077; printf 'KEY=%s-%s' {first} {last} > /etc/sglang-ops/runtime.env")
     variables = {"A_TOKEN": "host:THE_CANARY", "FROM_HOST": "runtime:KEY", "MY_PASSWORD": f"{CANARY}-plain"}
     assert made.deploy(made.write("secret", env_vars=variables), "-v", "--diff")["ok"]
     broken = variables | {"SGLANG_SIMULATOR_FAULT": "garbage"}
@@ -28,7 +30,7 @@ def lab(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_the_server_has_its_secrets(lab: Lab) -> None:
-    pid = lab.ssh("pgrep -f 'sglang.launch_server' | tail -1").strip()
+    pid = lab.ssh("pgrep -f '^python3 -m sglang.launch_server'").strip()
     environment = lab.ssh(f"tr '\\000' '\\012' < /proc/{pid}/environ")
     assert f"A_TOKEN={CANARY}" in environment
     assert f"FROM_HOST={RUNTIME}" in environment

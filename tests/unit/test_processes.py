@@ -27,6 +27,15 @@ def test_a_tree_reaches_across_sessions_and_is_killed_whole() -> None:
     assert [pid for pid, birth in found.items() if processes._birth(pid) == birth] == []
 
 
+def test_an_orphan_is_found_by_its_session() -> None:
+    program = "import os, subprocess; os.setsid(); print(subprocess.Popen(['sleep', '4733']).pid, os.getpid())"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    orphan, leader = map(int, done.stdout.split())
+    found = processes.in_sessions([leader])
+    assert list(found) == [orphan]
+    processes.kill(found)
+
+
 def test_a_reused_number_is_not_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as bystander:
         processes.kill({bystander.pid: "1"})

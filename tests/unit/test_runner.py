@@ -294,12 +294,15 @@ def test_ctrl_c_ends_within_a_second_and_leaves_nothing(here: Path, until: str |
 
 
 def test_a_second_ctrl_c_kills(here: Path) -> None:
-    interrupt = runner._Interrupt()
-    with subprocess.Popen(["sh", "-c", "trap '' INT; sleep 4716 & wait"], start_new_session=True) as process:
+    with (
+        runner._Interrupt() as interrupt,
+        subprocess.Popen(["sh", "-c", "trap '' INT; sleep 4716 & wait"], start_new_session=True) as process,
+    ):
         wait_for(lambda: running("sleep 4716"))
+        interrupt.GRACE_SECONDS = 60
         interrupt.attach(process.pid)
         interrupt.request()
-        time.sleep(0.2)
+        time.sleep(0.3)
         assert process.poll() is None
         interrupt.request()
         assert process.wait(5) == -signal.SIGKILL

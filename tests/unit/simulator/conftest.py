@@ -1,0 +1,56 @@
+"""Starting and ending simulators."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from simulators import Simulator, Start, free_port
+
+from sglang_ops.lab.model import OPEN_MODEL, ensure_model
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_model(tmp_path_factory.mktemp("cache")) / OPEN_MODEL
+
+
+@pytest.fixture
+def start(model: Path) -> Iterator[Start]:
+    """Start a simulator: arguments of its command line, and environment variables by keyword."""
+    running: list[Simulator] = []
+
+    def start(*arguments: str, port: int | None = None, **environment: str) -> Simulator:
+        port = port or free_port()
+        command = [sys.executable, "-m", "sglang_ops.simulator", "--port", str(port), *arguments]
+        if not any(argument.startswith("--model") for argument in arguments):
+            command += ["--model-path", str(model)]
+        process = subprocess.Popen(
+            command,
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(ROOT),
+                "SGLANG_SIMULATOR_STARTUP_SECONDS": "0",
+                "SGLANG_SIMULATOR_DRAIN_POLL": "0.1",
+                **environment,
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(Simulator(process, port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)))
+        return running[-1]
+
+    yield start
+    for simulator in running:
+        simulator.http.close()
+        simulator.process.kill()
+        simulator.process.wait()
+        if simulator.process.stderr:
+            simulator.process.stderr.close()
