@@ -44,7 +44,8 @@ def status(
         if json:
             _common.print_json(result.as_dict())
         elif result.services or result.failures:
-            _common.stdout().print(_views.status(result))
+            if result.services:
+                _common.stdout().print(_views.status(result))
             _views.failures(_common.stderr(), result.failures, folder, target, _common.again(context))
         elif not played.interrupted:
             _common.stderr().print("No service is deployed on these hosts.")

@@ -18,7 +18,7 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from sglang_ops.lab.model import GATED_MODEL
 
@@ -139,18 +139,17 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a GET, or a HEAD, which is a GET without a body."""
-        url = urlsplit(self.path)
         try:
-            self._route(unquote(url.path), parse_qs(url.query))
+            self._route(unquote(urlsplit(self.path).path))
         except Problem as problem:
-            headers = {"X-Error-Message": problem.message}
+            headers = {"X-Error-Message": " ".join(problem.message.encode("ascii", "replace").decode().split())}
             if problem.code:
                 headers["X-Error-Code"] = problem.code
             self._send_json({"error": problem.message}, problem.status, headers)
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _route(self, path: str, query: Mapping[str, list[str]]) -> None:
+    def _route(self, path: str) -> None:
         if matched := _TREE.fullmatch(path):
             repository = self._repository(matched)
             self._send_json([{"type": "file", **blob.described("path")} for blob in repository.blobs.values()])
@@ -162,11 +161,10 @@ class HubHandler(BaseHTTPRequestHandler):
         elif matched := _FILE.fullmatch(path):
             self._send_file(self._repository(matched), matched["path"])
         elif path == "/api/whoami-v2":
-            if self._token() != self.token:
-                raise Problem(401, None, "Invalid credentials in Authorization header")
+            self._require_token(Problem(401, None, "Invalid username or password."))
             self._send_json({"type": "user", "name": "lab", "orgs": [], "auth": {"accessToken": {"role": "read"}}})
         else:
-            raise Problem(404, None, f"Not found: {path} {sorted(query)}")
+            raise Problem(404, None, f"Not found: {path}")
 
     def _repository(self, matched: re.Match[str]) -> Repository:
         repository = find_repository(self.root, matched["repo"])
@@ -175,17 +173,17 @@ class HubHandler(BaseHTTPRequestHandler):
             raise Problem(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repository
 
-    def _token(self) -> str | None:
+    def _require_token(self, without: Problem) -> None:
+        """Go on only with the right token. Raises `without` where there is none, and a Problem for a wrong one."""
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
-        return token if scheme.lower() == "bearer" else None
+        if scheme.lower() != "bearer" or not token:
+            raise without
+        if token != self.token:
+            raise Problem(401, None, "Invalid credentials in Authorization header")
 
     def _send_file(self, repository: Repository, path: str) -> None:
-        if repository.gated and self._token() != self.token:
-            if self._token():
-                raise Problem(401, None, "Invalid credentials in Authorization header")
-            raise Problem(
-                401, "GatedRepo", f"Access to model {repository.name} is restricted. You must be authenticated."
-            )
+        if repository.gated:
+            self._require_token(Problem(401, "GatedRepo", f"Access to model {repository.name} is restricted."))
         blob = repository.blobs.get(path)
         if blob is None:
             raise Problem(404, "EntryNotFound", "Entry not found")

@@ -28,8 +28,12 @@ def test_a_tree_reaches_across_sessions_and_is_killed_whole() -> None:
 
 
 def test_an_orphan_is_found_by_its_session() -> None:
-    program = "import os, subprocess; os.setsid(); print(subprocess.Popen(['sleep', '4733']).pid, os.getpid())"
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    program = (
+        "import os, subprocess; os.setsid(); print(subprocess.Popen(['sleep', '4733'], stdout=2).pid, os.getpid())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+    )
     orphan, leader = map(int, done.stdout.split())
     found = processes.in_sessions([leader])
     assert list(found) == [orphan]

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -103,20 +104,20 @@ def _pip() -> list[str]:
 
 def _uv_install(pin: str, target: Path) -> None:
     """Install one package with uv, and pack it as a wheel again, so that it is treated like the others."""
-    tools, unpacked = target / "tools", target / "unpacked"
-    _run([*_pip(), "install", "--quiet", "--target", str(tools), "uv"], "pip could not install uv")
-    command = [
-        str(tools / "bin" / "uv"), "pip", "install", "--quiet", "--no-cache", "--no-deps", "--torch-backend", "cpu",
-        "--python-version", PYTHON, "--python-platform", f"{platform.machine()}-manylinux_2_{_NEWEST_GLIBC}",
-        "--target", str(unpacked), pin.partition("+")[0],
-    ]  # fmt: skip
-    _run(command, f"uv could not install {pin}")
-    with zipfile.ZipFile(target / f"{pin.replace('==', '-')}-py3-none-any.whl", "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(unpacked.rglob("*")):
-            if path.is_file():
-                archive.write(path, path.relative_to(unpacked))
-    shutil.rmtree(tools)
-    shutil.rmtree(unpacked)
+    wheel = target / f"{pin.replace('==', '-')}-py3-none-any.whl"
+    with tempfile.TemporaryDirectory(dir=target) as place:
+        tools, unpacked = Path(place, "tools"), Path(place, "unpacked")
+        _run([*_pip(), "install", "--quiet", "--target", str(tools), "uv"], "pip could not install uv")
+        command = [
+            str(tools / "bin" / "uv"), "pip", "install", "--quiet", "--no-cache", "--no-deps", "--torch-backend", "cpu",
+            "--python-version", PYTHON, "--python-platform", f"{platform.machine()}-manylinux_2_{_NEWEST_GLIBC}",
+            "--target", str(unpacked), pin.partition("+")[0],
+        ]  # fmt: skip
+        _run(command, f"uv could not install {pin}")
+        with zipfile.ZipFile(wheel, "w", zipfile.ZIP_STORED) as archive:
+            for path in sorted(unpacked.rglob("*")):
+                if path.is_file() and path.name != ".lock":  # uv's own
+                    archive.write(path, path.relative_to(unpacked))
 
 
 def _run(command: Sequence[str], failure: str) -> None:
