@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from conftest import Lab
+from conftest import ROOT, Lab
 from snapshots import snapshot
 
 pytestmark = pytest.mark.lab
@@ -86,6 +89,16 @@ def test_dry_run_on_a_converged_host_announces_nothing(lab: Lab) -> None:
     assert announced["steps"] == []
     assert lab.run("deploy", "--check", "--detailed-exitcode").returncode == 0
     assert snapshot(lab, lab.hosts[0]) == before
+
+
+@FULL
+def test_plain_ansible_is_the_same_door(lab: Lab) -> None:
+    playbook = [str(Path(sys.executable).with_name("ansible-playbook")), "playbooks/deploy.yml"]
+    command = [*playbook, "-i", str(lab.inventory), "-e", f"@{lab.folder}/deployment.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed=0" in done.stdout
+    assert lab.deploy()["hosts"][0]["changed"] == 0
 
 
 @FULL
