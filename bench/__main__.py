@@ -56,18 +56,19 @@ def measure_all(hosts: int, repetitions: int, say: Say) -> tuple[Figures, dict[s
     """Everything, in one run on one machine. Raises BenchError."""
     cli, playbook, pyinfra = _program("sglang-ops"), _program("ansible-playbook"), _program("pyinfra")
     figures = Figures(hosts)
-    with tempfile.TemporaryDirectory(prefix="sglang-ops-bench-") as folder, fleet.lab([cli], 3 * hosts, say) as lab:
+    with tempfile.TemporaryDirectory(prefix="sglang-ops-bench-") as folder, fleet.lab([cli], 3 * hosts + 1, say) as lab:
         scratch, extra = Path(folder), fleet.variables(lab)
-        parts = fleet.slices(lab.hosts, 3)
+        spare, *parts = [lab.hosts[:1], *fleet.slices(lab.hosts[1:], 3)]
         files = [
-            fleet.write_inventory(scratch / f"inventory-{number}.json", lab, part, extra)
-            for number, part in enumerate(parts)
+            fleet.write_inventory(scratch / f"inventory-{part[0]}.json", lab, part, extra) for part in (spare, *parts)
         ]
         entered = [
-            contenders.ours([cli], files[0], lab.deployment, parts[0], scratch),
-            contenders.plain_role(playbook, files[1], parts[1], scratch),
-            contenders.pyinfra(pyinfra, files[2], parts[2], scratch),
+            contenders.ours([cli], files[1], lab.deployment, parts[0], scratch),
+            contenders.plain_role(playbook, files[2], parts[1], scratch),
+            contenders.pyinfra(pyinfra, files[3], parts[2], scratch),
         ]
+        say("warming up on a host of its own, so that nobody pays for cold caches")
+        contenders.pyinfra(pyinfra, files[0], spare, scratch).deploy(first=True)
         try:
             _first_deploys(figures, entered, say)
             for number in range(repetitions):

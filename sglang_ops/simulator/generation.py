@@ -30,11 +30,6 @@ class Work:
     output: tuple[str, ...]  # the tokens, which joined give the text
     stopped: bool  # whether the answer ends by itself ("stop"), or was cut ("length")
 
-    @property
-    def text(self) -> str:
-        """The whole answer."""
-        return "".join(self.output)
-
 
 def plan_work(prompt: str, *, limit: int | None, ignore_eos: bool, context_tokens: int) -> Work:
     """What will be answered to `prompt`, with at most `limit` tokens. Raises ContextExceededError."""

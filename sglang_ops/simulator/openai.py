@@ -28,19 +28,15 @@ class Call(ABC):
         asked = _object(body)
         options = self._options(asked)
         _refuse_untrue(asked, options)
-        limit = next(
-            (options[key] for key in ("max_new_tokens", "max_completion_tokens", "max_tokens") if options.get(key)),
-            self.default_limit,
-        )
         self.work: Work = plan_work(
             self._prompt(asked),
-            limit=limit,
+            limit=_limit(options) or self.default_limit,
             ignore_eos=bool(options.get("ignore_eos")),
             context_tokens=context_tokens,
         )
         self.streamed = bool(asked.get("stream"))
         self.finish_reason = "stop" if self.work.stopped else "length"
-        self._usage_streamed = bool((asked.get("stream_options") or {}).get("include_usage"))
+        self._usage_streamed = bool(_part(asked, "stream_options").get("include_usage"))
         self._frame = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": str(asked.get("model", model))}
 
     async def answer(self, tokens: AsyncIterator[str]) -> dict[str, Any]:
@@ -146,7 +142,7 @@ class Generate(Call):
     default_limit = 128
 
     def _options(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        return asked.get("sampling_params") or {}
+        return _part(asked, "sampling_params")
 
     def _prompt(self, asked: Mapping[str, Any]) -> str:
         if isinstance(asked.get("input_ids"), list):
@@ -190,9 +186,27 @@ def _object(body: bytes) -> dict[str, Any]:
     return asked
 
 
+def _part(asked: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = asked.get(name) or {}
+    if not isinstance(part, dict):
+        raise InvalidBodyError(f"1 validation error:\n  'loc': ('body', '{name}'), 'msg': 'Input should be an object'")
+    return part
+
+
+def _limit(options: Mapping[str, Any]) -> int | None:
+    """How many tokens the request wants at most, if it says so."""
+    for name in ("max_new_tokens", "max_completion_tokens", "max_tokens"):
+        limit = options.get(name)
+        if limit is not None:
+            if not isinstance(limit, int) or limit < 1:
+                raise InvalidBodyError(f"{name} must be at least 1, got {limit}.")
+            return limit
+    return None
+
+
 def _refuse_untrue(asked: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Say no to what would need a model: an answer that ignores it would be a lie."""
-    form = asked.get("response_format") or {}
+    form = _part(asked, "response_format")
     if form.get("type", "text") != "text" or any(options.get(key) for key in ("json_schema", "regex", "ebnf")):
         raise InvalidBodyError("The simulator cannot constrain its answer to a grammar or schema.")
     if (options.get("n") or 1) != 1:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from . import NAME
 
@@ -25,7 +25,6 @@ class Request:
 
     method: str
     path: str
-    query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
     client: str
@@ -117,8 +116,7 @@ async def _read_request(reader: asyncio.StreamReader, client: str) -> Request | 
         body = await reader.readexactly(length)
     except asyncio.IncompleteReadError:
         return None
-    url = urlsplit(target)
-    return Request(method, unquote(url.path), dict(parse_qsl(url.query)), headers, body, client)
+    return Request(method, unquote(urlsplit(target).path), headers, body, client)
 
 
 async def _write_response(writer: asyncio.StreamWriter, response: Response) -> None:

@@ -110,6 +110,7 @@ def _ensure_layers(wanted: Sequence[LayerRecipe], store: Path, workplace: Path, 
             filled.result()
     root = workplace / wanted[0].name
     for recipe in missing:
+        log(f"{recipe.name}: compiling and packing")
         if recipe is wanted[0]:
             _compile(recipe, root, "/usr/lib/python3", "/usr/lib/python3.11")
             _store(recipe, root, store)

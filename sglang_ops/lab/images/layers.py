@@ -71,7 +71,7 @@ def simulated() -> LayerRecipe:
     sources = [path for path in sorted(_SIMULATOR_SOURCE.iterdir()) if path.suffix in (".py", ".json")]
 
     def fill(tree: Path, log: Log) -> None:
-        log("simulator")
+        log("simulator: copying")
         package = tree / recipes.SITE / "sglang_ops" / "simulator"
         package.mkdir(parents=True)
         for source in sources:

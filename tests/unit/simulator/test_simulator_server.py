@@ -138,6 +138,9 @@ def test_ignore_eos_makes_long_answers(simulator: Simulator) -> None:
         ("/v1/chat/completions", {"model": "x"}, "('body', 'messages'), 'msg': 'Field required'"),
         ("/v1/completions", {"model": "x"}, "('body', 'prompt'), 'msg': 'Field required'"),
         ("/generate", {}, "Either text, input_ids"),
+        ("/generate", {"text": "a", "sampling_params": [1]}, "('body', 'sampling_params'), 'msg': 'Input should be an"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": "many"}, "max_tokens must be at least 1, got many."),
+        ("/v1/chat/completions", {**CHAT, "max_tokens": 0}, "max_tokens must be at least 1, got 0."),
         ("/v1/completions", {"prompt": "a", "max_tokens": 9000}, "maximum context length of 4096 tokens"),
         (
             "/v1/completions",
