@@ -25,6 +25,7 @@ from bench.process import BenchError, measure, measure_together
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STARTS = 10  # of each command whose start-up is measured
+BUSY = 0.3  # processes that want to run, per core, before the bench begins
 
 Say = Callable[[str], None]
 
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {text}")
 
+    load = os.getloadavg()[0]
+    if load > BUSY * (os.cpu_count() or 1):
+        say(f"[yellow]this machine is busy (load {load:.1f}): the figures will be too high, and ratios may be off[/]")
     try:
         figures, about = measure_all(asked.hosts, asked.repetitions, say)
     except BenchError as error:
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     path = asked.json or RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, **figures.as_dict()}, indent=2) + "\n")
+    path.write_text(json.dumps({**about, "load_before": load, **figures.as_dict()}, indent=2) + "\n")
     shape = f"{fleet.SHAPE['os']}, {fleet.SHAPE['engine']}, {fleet.SHAPE['server']}"
     title = f"{asked.hosts} lab hosts each ({shape}); median of {asked.repetitions}; {about['cpus']} cores"
     Console(width=None if sys.stdout.isatty() else 160).print(report.render(figures, title))

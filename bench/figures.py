@@ -78,12 +78,8 @@ class Figures:
         return {
             "hosts": self.hosts,
             "floor": asdict(Median.of(self.floor, self.hosts)),
-            **{
-                key: {name: asdict(self.median(samples, name)) for name in samples} for key, samples in series.items()
-            },
-            "startup": {
-                name: {"median": median(walls), "best": min(walls)} for name, walls in self.startup.items()
-            },
+            **{key: {name: asdict(self.median(samples, name)) for name in samples} for key, samples in series.items()},
+            "startup": {name: {"median": median(walls), "best": min(walls)} for name, walls in self.startup.items()},
             "targets": [{**asdict(target), "reached": target.reached} for target in self.targets()],
             "samples": asdict(self),
         }

@@ -24,13 +24,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(model: Path) -> Iterator[Start]:
-    """Start a simulator: arguments of its command line, and environment variables by keyword."""
+    """Start simulators of one's own: arguments of the command line and, by keyword, environment variables."""
+    yield from _starting(model)
+
+
+@pytest.fixture(scope="module")
+def simulator(model: Path) -> Iterator[Simulator]:
+    """A simulator for all tests of a module, ready, that serves the model as "lab"."""
+    starting = _starting(model)
+    yield next(starting)("--served-model-name", "lab").wait_until_ready()
+    next(starting, None)
+
+
+def _starting(model: Path) -> Iterator[Start]:
     running: list[Simulator] = []
 
     def start(*arguments: str, port: int | None = None, **environment: str) -> Simulator:
         port = port or free_port()
         command = [sys.executable, "-m", "sglang_ops.simulator", "--port", str(port), *arguments]
-        if not any(argument.startswith("--model") for argument in arguments):
+        if "--model-path" not in arguments:
             command += ["--model-path", str(model)]
         process = subprocess.Popen(
             command,
@@ -49,8 +61,4 @@ def start(model: Path) -> Iterator[Start]:
 
     yield start
     for simulator in running:
-        simulator.http.close()
-        simulator.process.kill()
-        simulator.process.wait()
-        if simulator.process.stderr:
-            simulator.process.stderr.close()
+        simulator.end()

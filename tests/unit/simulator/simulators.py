@@ -54,6 +54,14 @@ class Simulator:
         """Wait for the end; as Python has it, -9 is SIGKILL, the shell's 137."""
         return self.process.wait(timeout=10)
 
+    def end(self) -> None:
+        """Kill it, whatever it is doing."""
+        self.http.close()
+        self.process.kill()
+        self.process.wait()
+        if self.process.stderr:
+            self.process.stderr.close()
+
     def log(self) -> str:
         """All that it printed; only after its end."""
         self.process.wait(timeout=10)

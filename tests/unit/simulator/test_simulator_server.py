@@ -17,11 +17,6 @@ CHAT = {"model": "x", "messages": [{"role": "user", "content": "What is the capi
 SENTENCE = "This is the SGLang simulator: no model was run, and every answer is this one."
 
 
-@pytest.fixture
-def simulator(start: Start) -> Simulator:
-    return start("--served-model-name", "lab", "--enable-metrics").wait_until_ready()
-
-
 def test_readiness_goes_from_refused_over_503_to_200(start: Start) -> None:
     simulator = start(SGLANG_SIMULATOR_STARTUP_SECONDS="2")
     with pytest.raises(httpx.ConnectError):
@@ -60,7 +55,7 @@ def test_information_names_the_model_and_the_simulator(simulator: Simulator, mod
     for path in ("/server_info", "/get_server_info"):
         information = simulator.get(path).json()
         assert (information["version"], information["simulator"]) == ("0.5.23", "sglang-simulator")
-        assert (information["tp_size"], information["enable_metrics"]) == (1, True)
+        assert (information["tp_size"], information["enable_metrics"]) == (1, False)
     assert simulator.get("/ping").headers["server"] == "sglang-simulator"
 
 
@@ -193,7 +188,8 @@ def test_the_api_key_opens_all_but_the_probes(start: Start) -> None:
         assert response.status_code == status
 
 
-def test_metrics_are_there_when_asked_for(start: Start, simulator: Simulator) -> None:
+def test_metrics_are_there_when_asked_for(start: Start) -> None:
+    simulator = start("--served-model-name", "lab", "--enable-metrics").wait_until_ready()
     simulator.post("/v1/chat/completions", CHAT)
     simulator.post("/v1/completions", {"prompt": "a", "max_tokens": 3, "stream": True})
     lines = simulator.get("/metrics").text.splitlines()
