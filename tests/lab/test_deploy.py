@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Lab
+from conftest import ROOT, Lab, ops
 from snapshots import snapshot
 
 pytestmark = pytest.mark.lab
@@ -24,9 +24,11 @@ EVERY = pytest.mark.parametrize("lab", KINDS, ids="-".join, indirect=True, scope
 
 
 @pytest.fixture(scope="module")
-def lab(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Lab:
+def lab(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     engine, system = request.param
-    return make_lab(f"t-{engine[0]}{system[-2:]}", hosts=1, gpus=3, engine=engine, os=system, server="simulator")
+    made = make_lab(f"t-{engine[0]}{system[-2:]}", hosts=1, gpus=3, engine=engine, os=system, server="simulator")
+    yield made
+    ops("lab", "down", "--name", made.name)
 
 
 def ask(endpoint: str) -> dict[str, object]:
