@@ -4,8 +4,9 @@ Imports neither Ansible nor the command line, so that the dry run, the deploymen
 """
 
 from sglang_ops.planning.facts import HostFacts
-from sglang_ops.planning.plan import HostPlan, ServicePlan, Step, plan
+from sglang_ops.planning.plan import HostPlan, Step, plan
 from sglang_ops.planning.questions import questions
+from sglang_ops.planning.service import ServicePlan
 from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
 
 __all__ = [

@@ -8,26 +8,14 @@ from typing import Any, Literal
 
 from sglang_ops.planning import devices, gpus
 from sglang_ops.planning.checks import check_disks, check_engine, check_model, check_port, check_secrets
-from sglang_ops.planning.command import (
-    ModelSource,
-    container_environment,
-    exec_start,
-    hf_home,
-    mounts,
-    option,
-    server_argv,
-)
+from sglang_ops.planning.command import ModelSource, hf_home, option
 from sglang_ops.planning.facts import HostFacts, Service
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.questions import repository
-from sglang_ops.planning.release import differences, release_id, short
+from sglang_ops.planning.release import differences, short
+from sglang_ops.planning.service import ServicePlan, resolve, service_plan
 from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
-from sglang_ops.planning.systemd import Unit
 from sglang_ops.spec import Deployment
-from sglang_ops.spec.model import is_secret
-
-STATE = "/var/lib/sglang-ops/services"
-Action = Literal["none", "check", "start", "restart"]
 
 
 @dataclass(frozen=True)
@@ -37,27 +25,6 @@ class Step:
     step: Literal["engine", "image", "model", "start", "restart", "check"]
     subject: str
     why: str
-
-
-@dataclass(frozen=True)
-class ServicePlan:
-    """One service as it shall be. `content` makes the release; `gate` tells how to ask whether it serves."""
-
-    name: str
-    release: str
-    action: Action
-    image: str
-    image_digest: str
-    gpus: tuple[int, ...]
-    port: int
-    endpoint: str
-    healthy: bool
-    outage: str
-    unit: str
-    content: dict[str, Any]
-    gate: dict[str, Any]
-    directories: tuple[str, ...] = ()
-    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +62,7 @@ def plan(
     problems += check_disks(deployment, facts, settings, image, fetch=_must_fetch(source, facts))
     if problems:
         return HostPlan(facts.host, errors=tuple(problems), engine=settings.container_engine)
-    service = _service(deployment, facts, settings, image, secrets, source, chosen, flags)
+    service = service_plan(resolve(deployment, facts, settings, image, secrets, source, chosen, flags), facts)
     return HostPlan(
         host=facts.host,
         warnings=tuple(_warnings(deployment, source)),
@@ -138,123 +105,6 @@ def _fetch(deployment: Deployment, settings: Settings, source: ModelSource) -> d
         "commit": source.commit,
         "hf_home": hf_home(deployment, settings),
         "endpoint": endpoint.value if endpoint else settings.hf_endpoint,
-    }
-
-
-def _service(
-    deployment: Deployment,
-    facts: HostFacts,
-    settings: Settings,
-    image: ResolvedImage,
-    secrets: Secrets,
-    source: ModelSource,
-    chosen: tuple[int, ...],
-    flags: tuple[str, ...],
-) -> ServicePlan:
-    secrets = _given_to_server(deployment, secrets)
-    secret_names = tuple(name for name, value in deployment.env_vars.items() if is_secret(name, value))
-    by_file = (*secrets.values, *(name for name, value in deployment.env_vars.items() if value.kind == "runtime"))
-    argv = server_argv(deployment, source)
-    environment = container_environment(deployment, settings, source, secret_names)
-    bind = mounts(deployment, settings, source)
-    fingerprints = secrets.fingerprints() | {
-        name: facts.runtime.get(value.value) or ""
-        for name, value in deployment.env_vars.items()
-        if value.kind == "runtime"
-    }
-
-    def unit(release: str) -> str:
-        return Unit(
-            description=f"SGLang: {deployment.served_model_name} (release {release})",
-            engine=settings.container_engine,
-            engine_path=facts.engine.path or f"/usr/bin/{settings.container_engine}",
-            exec_start=exec_start(
-                engine=settings.container_engine,
-                engine_path=facts.engine.path or f"/usr/bin/{settings.container_engine}",
-                image=image,
-                devices=flags,
-                environment=environment,
-                bind=bind,
-                argv=argv,
-                secrets_file=_secrets_file(deployment.service_name, release) if by_file else None,
-                settings=settings,
-            ),
-            mounts=tuple(mount.source for mount in bind),
-            drain_timeout=settings.drain_timeout,
-            restart_delay=settings.restart_delay,
-        ).render()
-
-    content = {
-        "image": image.digest_ref,
-        "model": {"repo": source.repo, "commit": source.commit, "directory": source.directory},
-        "argv": list(argv),
-        "environment": environment,
-        "secrets": fingerprints,
-        "gpus": list(chosen),
-        "unit": release_id({"unit": unit("")}),
-    }
-    release = release_id(content)
-    action, healthy = _action(facts.service(deployment.service_name), release, unit(release))
-    address = option(deployment.extra_args, "--host") or facts.address
-    address = facts.address if address in {"0.0.0.0", "::"} else address  # noqa: S104
-    return ServicePlan(
-        name=deployment.service_name,
-        release=release,
-        action=action,
-        image=image.ref,
-        image_digest=image.digest,
-        gpus=chosen,
-        port=deployment.port,
-        endpoint=f"http://{address}:{deployment.port}",
-        healthy=healthy,
-        outage=_outage(action, settings),
-        unit=unit(release),
-        content=content,
-        gate=_gate(deployment, settings, release),
-        directories=tuple(mount.source for mount in bind if not mount.read_only),
-        secrets=by_file,
-    )
-
-
-def _given_to_server(deployment: Deployment, secrets: Secrets) -> Secrets:
-    """The hub token fetches the model; an offline server has no use for it and does not get it."""
-    offline = deployment.env_vars.get("HF_HUB_OFFLINE")
-    online = offline is not None and offline.value in {"0", "", "false"}
-    return secrets if online else secrets.without("HF_TOKEN")
-
-
-def _secrets_file(name: str, release: str) -> str:
-    return f"{STATE}/{name}/releases/{release}/secrets.env"
-
-
-def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, bool]:
-    if deployed is None or deployed.release is None:
-        return "start", False
-    if deployed.release != release or deployed.unit != unit:
-        return "restart", False
-    if deployed.state not in {"active", "reloading"}:
-        return "start", False
-    return ("none", True) if deployed.probe.ok else ("check", False)
-
-
-def _outage(action: Action, settings: Settings) -> str:
-    if action != "restart":
-        return "none"
-    return f"from stop (drain up to {settings.drain_timeout} s) until the new server is ready"
-
-
-def _gate(deployment: Deployment, settings: Settings, release: str) -> dict[str, Any]:
-    bound = option(deployment.extra_args, "--host")
-    return {
-        "name": deployment.service_name,
-        "release": release,
-        "engine": settings.container_engine,
-        "address": bound if bound not in {None, "0.0.0.0", "::"} else "127.0.0.1",  # noqa: S104
-        "port": deployment.port,
-        "served_model_name": deployment.served_model_name,
-        "endpoints": deployment.endpoints.model_dump(),
-        "start_timeout": settings.start_timeout,
-        "soak": settings.soak,
     }
 
 

@@ -1,0 +1,203 @@
+"""One service, fully decided: its release, its unit, what is to be done about it, how to ask whether it serves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sglang_ops.planning.command import (
+    ModelSource,
+    Mount,
+    container_environment,
+    exec_start,
+    mounts,
+    option,
+    server_argv,
+)
+from sglang_ops.planning.facts import HostFacts, Service
+from sglang_ops.planning.release import release_id
+from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
+from sglang_ops.planning.systemd import Unit
+from sglang_ops.spec import Deployment
+from sglang_ops.spec.model import is_secret
+
+STATE = "/var/lib/sglang-ops/services"
+# Values of --host that mean every address; None is our own default.
+EVERYWHERE = {None, "0.0.0.0", "::"}  # noqa: S104
+Action = Literal["none", "check", "start", "restart"]
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    """One service as it shall be. `content` makes the release; `gate` tells how to ask whether it serves."""
+
+    name: str
+    release: str
+    action: Action
+    image: str
+    image_digest: str
+    gpus: tuple[int, ...]
+    port: int
+    endpoint: str
+    healthy: bool
+    outage: str
+    unit: str
+    content: dict[str, Any]
+    gate: dict[str, Any]
+    directories: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Everything that a service is made of, decided."""
+
+    deployment: Deployment
+    settings: Settings
+    image: ResolvedImage
+    source: ModelSource
+    gpus: tuple[int, ...]
+    device_flags: tuple[str, ...]
+    environment: dict[str, str]
+    fingerprints: dict[str, str]
+    engine_path: str
+
+    @property
+    def mounts(self) -> tuple[Mount, ...]:
+        return mounts(self.deployment, self.settings, self.source)
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return server_argv(self.deployment, self.source)
+
+    def unit(self, release: str) -> str:
+        """The systemd unit; it names the release, which is a hash of all the rest."""
+        name, engine = self.deployment.service_name, self.settings.container_engine
+        start = exec_start(
+            engine=engine,
+            engine_path=self.engine_path,
+            image=self.image,
+            devices=self.device_flags,
+            environment=self.environment,
+            bind=self.mounts,
+            argv=self.argv,
+            secrets_file=f"{STATE}/{name}/releases/{release}/secrets.env" if self.fingerprints else None,
+            settings=self.settings,
+        )
+        return Unit(
+            description=f"SGLang: {self.deployment.served_model_name} (release {release})",
+            engine=engine,
+            engine_path=self.engine_path,
+            exec_start=start,
+            mounts=tuple(mount.source for mount in self.mounts),
+            drain_timeout=self.settings.drain_timeout,
+            restart_delay=self.settings.restart_delay,
+        ).render()
+
+    def content(self) -> dict[str, Any]:
+        """What makes the release: secrets by fingerprint, the unit by its hash."""
+        return {
+            "image": self.image.digest_ref,
+            "model": asdict(self.source),
+            "argv": list(self.argv),
+            "environment": self.environment,
+            "secrets": self.fingerprints,
+            "gpus": list(self.gpus),
+            "unit": release_id({"unit": self.unit("")}),
+        }
+
+
+def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
+    """The plan for a decided service on a host that is as `facts` say."""
+    deployment, settings = resolved.deployment, resolved.settings
+    content = resolved.content()
+    release = release_id(content)
+    unit = resolved.unit(release)
+    action, healthy = _action(facts.service(deployment.service_name), release, unit)
+    bound = option(deployment.extra_args, "--host")
+    address = facts.address if bound in EVERYWHERE else bound
+    return ServicePlan(
+        name=deployment.service_name,
+        release=release,
+        action=action,
+        image=resolved.image.ref,
+        image_digest=resolved.image.digest,
+        gpus=resolved.gpus,
+        port=deployment.port,
+        endpoint=f"http://{address}:{deployment.port}",
+        healthy=healthy,
+        outage=_outage(action, settings),
+        unit=unit,
+        content=content,
+        gate=_gate(deployment, settings, release),
+        directories=tuple(mount.source for mount in resolved.mounts if not mount.read_only),
+        secrets=tuple(resolved.fingerprints),
+    )
+
+
+def resolve(
+    deployment: Deployment,
+    facts: HostFacts,
+    settings: Settings,
+    image: ResolvedImage,
+    secrets: Secrets,
+    source: ModelSource,
+    chosen: tuple[int, ...],
+    flags: tuple[str, ...],
+) -> Resolved:
+    """Put the decisions together: what the server sees in clear, what by file, what by no means."""
+    hidden = [name for name, value in deployment.env_vars.items() if is_secret(name, value)]
+    from_host = {
+        name: facts.runtime.get(value.value) or ""
+        for name, value in deployment.env_vars.items()
+        if value.kind == "runtime"
+    }
+    return Resolved(
+        deployment=deployment,
+        settings=settings,
+        image=image,
+        source=source,
+        gpus=chosen,
+        device_flags=flags,
+        environment=container_environment(deployment, settings, source, hidden),
+        fingerprints=_given_to_server(deployment, secrets).fingerprints() | from_host,
+        engine_path=facts.engine.path or f"/usr/bin/{settings.container_engine}",
+    )
+
+
+def _given_to_server(deployment: Deployment, secrets: Secrets) -> Secrets:
+    """The hub token fetches the model; an offline server has no use for it and does not get it."""
+    offline = deployment.env_vars.get("HF_HUB_OFFLINE")
+    online = offline is not None and offline.value in {"0", "", "false"}
+    return secrets if online else secrets.without("HF_TOKEN")
+
+
+def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, bool]:
+    if deployed is None or deployed.release is None:
+        return "start", False
+    if deployed.release != release or deployed.unit != unit:
+        return "restart", False
+    if deployed.state not in {"active", "reloading"}:
+        return "start", False
+    return ("none", True) if deployed.probe.ok else ("check", False)
+
+
+def _outage(action: Action, settings: Settings) -> str:
+    if action != "restart":
+        return "none"
+    return f"from stop (drain up to {settings.drain_timeout} s) until the new server is ready"
+
+
+def _gate(deployment: Deployment, settings: Settings, release: str) -> dict[str, Any]:
+    bound = option(deployment.extra_args, "--host")
+    return {
+        "name": deployment.service_name,
+        "release": release,
+        "engine": settings.container_engine,
+        "address": "127.0.0.1" if bound in EVERYWHERE else bound,
+        "port": deployment.port,
+        "served_model_name": deployment.served_model_name,
+        "endpoints": deployment.endpoints.model_dump(),
+        "start_timeout": settings.start_timeout,
+        "soak": settings.soak,
+    }
