@@ -36,6 +36,7 @@ unit: venv ## The tests that need neither root nor a lab (seconds)
 	$(BIN)/python -m pytest -m "not lab" tests/unit tests/cli tests/roles
 
 bench: venv ## The figures that the README quotes, over eight lab hosts (root: for the lab)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[bench]'
 	$(SUDO) $(BIN)/python -m bench
 
 clean: demo-clean ## Remove the demo and the Python environment

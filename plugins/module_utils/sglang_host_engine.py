@@ -6,6 +6,7 @@ planning.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from ansible.module_utils.sglang_host_image import present  # noqa: F401 (the fa
 from ansible.module_utils.sglang_host_state import read_text
 
 DAEMON_JSON = "/etc/docker/daemon.json"
+ENABLED = "/etc/systemd/system/*.wants/docker.service"  # the link that `systemctl enable` makes
 REGISTRIES_CONF = "/etc/containers/registries.conf.d/50-sglang-ops.conf"
 DOCKER_CDI_SINCE = (25, 0)  # older daemons have no CDI; from 28.2 on it is on by default
 
@@ -191,8 +193,8 @@ def _docker() -> dict:
         told = re.search(r"version ([\d.]+)", run("docker", "--version").stdout)
         return dict(found, version=told.group(1) if told else "0")
     indexes = (info.get("RegistryConfig") or {}).get("IndexConfigs") or {}
-    unit = run("systemctl", "show", "--property=UnitFileState", "--value", "docker.service").stdout.strip()
-    return dict(found, version=info["ServerVersion"].partition("+")[0], active=True, enabled=unit != "disabled",
+    enabled = bool(glob.glob(ENABLED))
+    return dict(found, version=info["ServerVersion"].partition("+")[0], active=True, enabled=enabled,
                 containers=info.get("ContainersRunning", 0), cdi=bool(info.get("CDISpecDirs")),
                 insecure=tuple(name for name, index in indexes.items() if not index.get("Secure", True)),
                 data_root=info.get("DockerRootDir") or found["data_root"])

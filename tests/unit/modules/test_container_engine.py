@@ -140,6 +140,8 @@ class TestObserve:
         monkeypatch.setattr(api, "DOCKER_SOCKET", str(tmp_path / "docker.sock"))
         self.engine = FakeEngine(tmp_path / "docker.sock")
         self.daemon_json = tmp_path / "daemon.json"
+        self.wants = tmp_path / "multi-user.target.wants"
+        monkeypatch.setattr(engines, "ENABLED", str(tmp_path / "*.wants" / "docker.service"))
 
     def test_a_blank_host(self) -> None:
         self.outputs["apt-cache -o"] = (
@@ -171,7 +173,8 @@ class TestObserve:
             "CDISpecDirs": ["/etc/cdi"],
             "RegistryConfig": {"IndexConfigs": {"docker.io": {"Secure": True}, LAB: {"Secure": False}}},
         })  # fmt: skip
-        self.outputs["systemctl show"] = "enabled\n"
+        self.wants.mkdir()
+        (self.wants / "docker.service").symlink_to("/usr/lib/systemd/system/docker.service")
         with self.engine.serving():
             assert engines.observe("docker") == Current(
                 version="26.1.5", active=True, enabled=True, containers=2, insecure=(LAB,), cdi=True, config="{}",
