@@ -6,19 +6,18 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
-from bench import contenders, fleet, report
+from bench import contenders, fleet, programs, report
 from bench.contenders import Contender, Sample
 from bench.figures import HELP, PASS, VALIDATE, Figures
 from bench.process import BenchError, measure, measure_together
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
 
     def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {text}")
+        console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {text}", soft_wrap=True)
 
     load = os.getloadavg()[0]
     if load > BUSY * (os.cpu_count() or 1):
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         figures, about = measure_all(asked.hosts, asked.repetitions, say)
     except BenchError as error:
-        console.print(f"[red]Error:[/] {error}", markup=True, soft_wrap=True)
+        console.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     path = asked.json or RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,32 +57,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure_all(hosts: int, repetitions: int, say: Say) -> tuple[Figures, dict[str, Any]]:
     """Everything, in one run on one machine. Raises BenchError."""
-    cli, playbook, pyinfra = _program("sglang-ops"), _program("ansible-playbook"), _program("pyinfra")
+    cli, pyinfra = programs.find("sglang-ops"), programs.pyinfra()
     figures = Figures(hosts)
-    with tempfile.TemporaryDirectory(prefix="sglang-ops-bench-") as folder, fleet.lab([cli], 3 * hosts + 1, say) as lab:
-        scratch, extra = Path(folder), fleet.variables(lab)
-        spare, *parts = [lab.hosts[:1], *fleet.slices(lab.hosts[1:], 3)]
-        files = [
-            fleet.write_inventory(scratch / f"inventory-{part[0]}.json", lab, part, extra) for part in (spare, *parts)
-        ]
-        entered = [
-            contenders.ours([cli], files[1], lab.deployment, parts[0], scratch),
-            contenders.plain_role(playbook, files[2], parts[1], scratch),
-            contenders.pyinfra(pyinfra, files[3], parts[2], scratch),
-        ]
-        say("warming up on a host of its own, so that nobody pays for cold caches")
-        contenders.pyinfra(pyinfra, files[0], spare, scratch).deploy(first=True)
+    with tempfile.TemporaryDirectory(prefix="sglang-ops-bench-") as folder, fleet.lab(cli, 3 * hosts + 1, say) as lab:
+        spare, entered = _enter(lab, Path(folder), cli, pyinfra)
         try:
+            say("warming up on a host of its own, so that nobody pays for cold caches")
+            spare.deploy(first=True)
             _first_deploys(figures, entered, say)
+            say("one round of no-ops that does not count")
+            for contender in entered:
+                contender.deploy(first=False)
             for number in range(repetitions):
                 _noops(figures, entered[number % 3 :] + entered[: number % 3], say)
-                figures.floor.append(_floor(lab, parts[0]))
+                figures.floor.append(_floor(lab, entered[0].hosts))
         finally:
-            for contender in entered:
+            for contender in (spare, *entered):
                 contender.disconnect()
         say("start-up of the command line")
         _startup(figures, cli, lab.deployment)
-    return figures, _about()
+    return figures, _about(programs.versions(pyinfra))
+
+
+def _enter(lab: fleet.Lab, scratch: Path, cli: str, pyinfra: str) -> tuple[Contender, list[Contender]]:
+    """One contender for the first host, and the three to be measured, each with a third of the others."""
+    extra = fleet.variables(lab)
+    parts = [lab.hosts[:1], *fleet.slices(lab.hosts[1:], 3)]
+    files = [fleet.write_inventory(scratch / f"inventory-{part[0]}.json", lab, part, extra) for part in parts]
+    return contenders.pyinfra(pyinfra, files[0], parts[0], scratch), [
+        contenders.ours(cli, files[1], lab.deployment, parts[1], scratch),
+        contenders.plain_role(programs.find("ansible-playbook"), files[2], parts[2], scratch),
+        contenders.pyinfra(pyinfra, files[3], parts[3], scratch),
+    ]
 
 
 def _first_deploys(figures: Figures, entered: Sequence[Contender], say: Say) -> None:
@@ -119,30 +124,21 @@ def _startup(figures: Figures, cli: str, deployment: Path) -> None:
             figures.startup.setdefault(name, []).append(measure(command).wall)
 
 
-def _about() -> dict[str, Any]:
-    packages = ("ansible-core", "ansible-runner", "pyinfra")
+def _about(versions: dict[str, str]) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": versions,
         "lab": fleet.SHAPE,
     }
-
-
-def _program(name: str) -> str:
-    """A program of this Python environment, else one on PATH."""
-    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    if not found:
-        raise BenchError(f"{name} is not installed. Run: {sys.executable} -m pip install --editable '.[bench]'")
-    return found
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--hosts", type=int, default=8, metavar="N", help="hosts of each contender (default: 8)")
-    parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="no-op runs of each (default: 3)")
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="no-op runs of each (default: 5)")
     parser.add_argument("--quick", action="store_true", help="two hosts, one repetition: does it work at all?")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go (default: bench/results/)")
     asked = parser.parse_args(arguments)

@@ -73,8 +73,8 @@ def check(name: str, work: Mapping[str, Work], hosts: Iterable[str], *, first: b
         raise BenchError(f"{name} {expected} on {', '.join(wrong)}: this is not the run that was to be measured")
 
 
-def ours(cli: Iterable[str], inventory: Path, deployment: Path, hosts: tuple[str, ...], scratch: Path) -> Contender:
-    argv = (*cli, "deploy", "-i", str(inventory), "--config", str(deployment), "--yes", "--output", "json")
+def ours(cli: str, inventory: Path, deployment: Path, hosts: tuple[str, ...], scratch: Path) -> Contender:
+    argv = (cli, "deploy", "-i", str(inventory), "--config", str(deployment), "--yes", "--output", "json")
     return Contender(OURS, argv, {}, scratch, hosts, scratch / "ours.log", read_ours)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from bench.process import BenchError
+from bench.process import BenchError, call
 from sglang_ops import registry
 
 NAME = "bench"
@@ -41,20 +40,21 @@ class Lab:
 
 
 @contextmanager
-def lab(cli: Sequence[str], hosts: int, say: Callable[[str], None]) -> Iterator[Lab]:
-    """A lab of blank hosts for as long as the block lasts."""
+def lab(cli: str, hosts: int, say: Callable[[str], None]) -> Iterator[Lab]:
+    """A lab of blank hosts for as long as the block lasts. Raises BenchError if there is one of its name already."""
+    if json.loads(call(cli, "lab", "status", "--name", NAME, "--output", "json"))["running"]:
+        raise BenchError(f"a lab called {NAME} is up already. End it with: {cli} lab down --name {NAME}")
     shape = [word for option, value in SHAPE.items() for word in (f"--{option}", value)]
-    _call([*cli, "lab", "down", "--name", NAME])
     say(f"bringing up {hosts} blank lab hosts")
     try:
-        _call([*cli, "lab", "up", "--name", NAME, "--hosts", str(hosts), *shape])
-        status = json.loads(_call([*cli, "lab", "status", "--name", NAME, "--output", "json"]))
+        call(cli, "lab", "up", "--name", NAME, "--hosts", str(hosts), *shape)
+        status = json.loads(call(cli, "lab", "status", "--name", NAME, "--output", "json"))
         inventory = Path(status["inventory"])
         content = yaml.safe_load(inventory.read_text())
         yield Lab(inventory, content, inventory.parent / "deployment.yaml")
     finally:
         say("removing the lab")
-        _call([*cli, "lab", "down", "--name", NAME])
+        call(cli, "lab", "down", "--name", NAME)
 
 
 def slices(hosts: Sequence[str], parts: int) -> list[tuple[str, ...]]:
@@ -94,11 +94,3 @@ def write_inventory(path: Path, running: Lab, hosts: Sequence[str], extra: Mappi
     }
     path.write_text(json.dumps(content, indent=2))
     return path
-
-
-def _call(argv: Sequence[str]) -> str:
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        told = done.stderr.strip() or done.stdout.strip()
-        raise BenchError(f"{' '.join(argv)} ended with {done.returncode}:\n{told}")
-    return done.stdout

@@ -35,6 +35,15 @@ class Run:
     stderr: str = ""
 
 
+def call(*argv: str) -> str:
+    """What a command that is not measured wrote to stdout. Raises BenchError if it fails."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = done.stderr.strip() or done.stdout.strip()
+        raise BenchError(f"{' '.join(argv)} ended with {done.returncode}:\n{told}")
+    return done.stdout
+
+
 def measure(
     argv: Sequence[str], *, mark: str = "", env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sglang_ops.lab.settings import MODEL_SOURCE_PORT, Folder, Plan, write
+from sglang_ops.lab.settings import MODEL_SOURCE_PORT, MODEL_SOURCE_TOKEN, Folder, Plan, write
 
 
 def prepare(folder: Folder, plan: Plan) -> None:
@@ -30,6 +30,7 @@ def service_commands(folder: Folder, plan: Plan) -> dict[str, list[str]]:
             "--root", plan.models,
             "--host", plan.services,
             "--port", str(MODEL_SOURCE_PORT),
+            "--token", MODEL_SOURCE_TOKEN,
         ],
     }  # fmt: skip
 

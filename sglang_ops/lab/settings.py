@@ -20,6 +20,7 @@ SERVERS = ("real", "simulator")
 MARK = "SGLANG_OPS_LAB"
 REGISTRY_PORT = 5000
 MODEL_SOURCE_PORT = 8080
+MODEL_SOURCE_TOKEN = "hf_lab_token"  # noqa: S105 - opens the lab's gated model and nothing else
 USER = "ops"
 USERS = {USER: 1000, "nosudo": 1001}  # uids, the same in every host
 FIRST_HOST = 11  # last byte of the address of host 1

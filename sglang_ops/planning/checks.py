@@ -46,7 +46,8 @@ def check_engine(facts: HostFacts) -> list[Problem]:
 
 def check_model(source: ModelSource, facts: HostFacts) -> list[Problem]:
     """A cached model that must be fetched again has a known size."""
-    if source.repo and facts.model and not facts.model.cached and not facts.model.bytes:
+    found = facts.model
+    if source.repo and found and not (found.error or found.cached or found.bytes):
         return [Problem("model", f"model {source.repo} has no files at this revision. Check the revision.")]
     return []
 
