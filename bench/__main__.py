@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {text}", soft_wrap=True)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`, which removes the lab
     load = os.getloadavg()[0]
     if load > BUSY * (os.cpu_count() or 1):
         say(f"[yellow]this machine is busy (load {load:.1f}): the figures will be too high, and ratios may be off[/]")

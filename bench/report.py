@@ -52,7 +52,7 @@ def _startup(figures: Figures) -> Table:
 
 
 def _targets(figures: Figures) -> Table:
-    table = Table(title="Targets", title_justify="left", title_style="bold")
+    table = Table(title="Targets, for eight hosts", title_justify="left", title_style="bold")
     for heading in ("", "measured", "at most", ""):
         table.add_column(heading, justify="right" if heading else "left")
     for target in figures.targets():
