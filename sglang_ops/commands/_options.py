@@ -92,6 +92,31 @@ Config = Annotated[
         show_default=False,
     ),
 ]
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Deployment file; may be given several times. Default: ./deployment.yaml, then the one beside the "
+        "inventory, then the variable 'deployment' in the inventory.",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        "-o",
+        metavar="KEY=VALUE",
+        help="Key of the deployment file with its section, such as deployment.port=9000; ~KEY takes one away. May be "
+        "given several times.",
+        show_default=False,
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse arguments that would be translated for the SGLang release.")
+]
 ServiceName = Annotated[
     str | None,
     typer.Option("--service", "-s", metavar="NAME", help="Service to act on, as 'status' names it."),
@@ -103,6 +128,6 @@ DetailedExitcode = Annotated[
 OutputFormat = Annotated[
     Output,
     typer.Option(
-        "--output", "-o", callback=_remember_output, help="Form of the result on stdout.", rich_help_panel=OUTPUT
+        "--output", callback=_remember_output, help="Form of the result on stdout.", rich_help_panel=OUTPUT
     ),
 ]

@@ -1,4 +1,4 @@
-"""``-e``: variables for Ansible, and keys of the deployment file."""
+"""``-e`` and ``-o``: variables for Ansible, and keys of the deployment file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from typing import Any
 import yaml
 
 from sglang_ops.errors import UsageError
+from sglang_ops.spec.known import keys_below
+from sglang_ops.spec.overrides import REMOVED, merged
+from sglang_ops.spec.problems import nearest
+from sglang_ops.spec.yamlfile import inline, scalar
+
+__all__ = ["REMOVED", "SECTION", "ExtraVars", "merged", "parse", "parse_overrides"]
 
 SECTION = "deployment"
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][\w.-]*=")
+# `+key` and `++key` add, for which Hydra knows two ways; `~key` removes.
+_OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~|)(?P<path>[^=\s~+][^=]*?)(?:(?P<equals>=)(?P<value>.*))?\Z", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,49 @@ class ExtraVars:
     variables: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     deployment: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Read the values of ``-o`` as the launcher (Hydra) does, in the order given: later ones win.
+
+    The result is what `spec.load(path, overrides)` takes: nested like the file, REMOVED for `~key`. Raises UsageError.
+    """
+    overrides: dict[str, Any] = {}
+    for word in words:
+        found = _OVERRIDE.match(word)
+        removes = found is not None and found["sign"] == "~"
+        if found is None or removes == bool(found["equals"]):
+            output = word in {"json", "table"}
+            fix = f"The form of the result is --output {word}." if output else "~KEY takes a key away."
+            raise UsageError(f"-o '{word}' is neither KEY=VALUE nor ~KEY.", fix=fix)
+        path = found["path"].strip()
+        _check_section(path)
+        overrides = merged(overrides, _nested(path, REMOVED if removes else _value(found["value"], word)))
+    return overrides
+
+
+def _check_section(path: str) -> None:
+    """The first key must be a section of the file: a key of a section is not looked for in all of them."""
+    first, sections = path.partition(".")[0], keys_below([])
+    if first in sections or first.startswith("x-"):
+        return
+    inside = first in keys_below([SECTION])
+    fix = f"Did you mean '{SECTION}.{path}'?" if inside else nearest(first, sections)
+    fix = fix or f"Sections are {', '.join(sections)}."
+    raise UsageError(f"-o {path}: '{first}' is no section of the deployment file.", fix=fix)
+
+
+def _value(text: str, word: str) -> Any:
+    """What stands behind `=`: quoted text, [a,b], {a: b}, null, a boolean, a number, else the text as it is."""
+    if not text or text[0] not in "[{'\"":
+        return scalar(text) if text else ""
+    try:
+        return inline(re.sub(r"([{,]\s*[\w.-]+):(?=\S)", r"\1: ", text) if text[0] == "{" else text)
+    except (yaml.YAMLError, ValueError) as error:
+        if text[0] in "'\"":
+            return text
+        what = getattr(error, "problem", None) or error
+        raise UsageError(f"-o '{word}' cannot be read: {what}.", fix="Put text in quotes: KEY=\"'TEXT'\".") from error
 
 
 def parse(words: Sequence[str]) -> ExtraVars:
@@ -53,15 +104,6 @@ def parse(words: Sequence[str]) -> ExtraVars:
         fix = f"Keys of the deployment file begin with '{SECTION}.'."
         raise UsageError(f"-e {wrong}=… is not a name for a variable.", fix=fix)
     return ExtraVars(variables, tuple(files), deployment)
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, mapping by mapping; lists and scalars are replaced."""
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
 
 
 def _assignments(word: str) -> dict[str, Any]:

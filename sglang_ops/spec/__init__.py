@@ -1,19 +1,35 @@
 """The deployment file: read, checked, resolved. Knows nothing of hosts."""
 
-from sglang_ops.spec.load import find_deployment_file, load, load_mapping
-from sglang_ops.spec.model import Deployment, DeploymentFile, Endpoints, EnvValue, Evaluation, Execution
+from sglang_ops.spec.advice import deployment_warnings, warnings
+from sglang_ops.spec.cache import Cache, cache_of
+from sglang_ops.spec.file import DeploymentFile, check_names
+from sglang_ops.spec.launcher import Evaluation, Execution, Task
+from sglang_ops.spec.load import check, find_deployment_file, load, load_mapping
+from sglang_ops.spec.model import Deployment, Endpoints, EnvValue, Mount
+from sglang_ops.spec.overrides import REMOVED, lay_over, merged
 from sglang_ops.spec.problems import SpecErrors, SpecProblem
 
 __all__ = [
+    "REMOVED",
+    "Cache",
     "Deployment",
     "DeploymentFile",
     "Endpoints",
     "EnvValue",
     "Evaluation",
     "Execution",
+    "Mount",
     "SpecErrors",
     "SpecProblem",
+    "Task",
+    "cache_of",
+    "check",
+    "check_names",
+    "deployment_warnings",
     "find_deployment_file",
+    "lay_over",
     "load",
     "load_mapping",
+    "merged",
+    "warnings",
 ]

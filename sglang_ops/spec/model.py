@@ -1,27 +1,46 @@
-"""The schema of the deployment file.
+"""One deployment: a model served in a certain way.
 
 Keys and defaults follow the SGLang deployment page of the NeMo Evaluator Launcher, with two deliberate
 differences: `tensor_parallel_size` defaults to 1 (the launcher's 8 fits only hosts with eight GPUs), and
-keys that nobody knows are errors instead of being ignored.
+keys that nobody knows are errors instead of being ignored. docs/deployment-file.md lists every difference.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from sglang_ops.spec.section import Section, no_effect, subsection
+from sglang_ops.spec.values import (
+    Arguments,
+    Command,
+    EnvValue,
+    EnvVars,
+    Mistake,
+    Mount,
+    Mounts,
+    Port,
+    Size,
+    SizeOrAuto,
+    Truth,
+    is_path,
+    is_secret,
+)
+
+__all__ = ["OWNED_FLAGS", "Deployment", "Endpoints", "EnvValue", "Mount", "is_secret", "slug"]
 
 # huggingface_hub's rule for repository ids (validate_repo_id): one optional namespace, 96 characters at most.
-_REPO = re.compile(r"^(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?$", re.ASCII)
+_REPO = re.compile(r"^(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?\Z", re.ASCII)
 # distribution reference grammar: host[:port]/path[:tag][@sha256:...]
 _IMAGE = re.compile(
     r"^(?:[a-zA-Z0-9][a-zA-Z0-9.-]*(?::\d{1,5})?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
-    r"(?::[\w][\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?$"
+    r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?\Z",
+    re.ASCII,
 )
-_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
-_SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|PRIVATE_KEY)", re.IGNORECASE)
+
+_ABSOLUTE: dict[str, Any] = {"pattern": "^/"}  # what editors are told; the validators below know more
 
 # What we write on the command line ourselves, and the key that sets it.
 OWNED_FLAGS = {
@@ -40,159 +59,139 @@ OWNED_FLAGS = {
 }
 
 
-class EnvValue(BaseModel):
-    """The value of one environment variable: written in the file, or a reference to where it is.
-
-    `host:NAME` is read from the environment of the machine that runs sglang-ops, `runtime:NAME` from
-    /etc/sglang-ops/runtime.env on the GPU host, `lit:TEXT` and plain text stand for themselves.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["literal", "host", "runtime"]
-    value: str
-
-    @classmethod
-    def parse(cls, raw: object) -> EnvValue:
-        text = str(raw).lower() if isinstance(raw, bool) else str(raw)
-        for prefix, kind in (("host:", "host"), ("runtime:", "runtime")):
-            if text.startswith(prefix):
-                name = text.removeprefix(prefix)
-                if not _ENV_NAME.match(name):
-                    raise ValueError(f"'{text}' must name an environment variable after '{prefix}'.")
-                return cls(kind=kind, value=name)  # type: ignore[arg-type]
-        if "\0" in text:
-            raise ValueError("must not contain a NUL character.")
-        return cls(kind="literal", value=text.removeprefix("lit:"))
-
-    def reference(self) -> str:
-        """How the value is shown to people: references stay references."""
-        return self.value if self.kind == "literal" else f"{self.kind}:{self.value}"
+def slug(text: str) -> str:
+    """`text` as the name of a unit: lower-case letters, digits and '-', 48 at most; "" where nothing is left."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
 
 
-def is_secret(name: str, value: EnvValue) -> bool:
-    """Secrets are what comes from the operator's environment, and what is named like one."""
-    return value.kind == "host" or bool(_SECRET_NAME.search(name))
-
-
-def _is_path(text: str) -> bool:
-    """An absolute path that can stand in a unit and in a mount."""
-    return text.startswith("/") and text.isprintable() and ".." not in text.split("/")
-
-
-def _env(raw: object) -> object:
-    if not isinstance(raw, dict):
-        return raw
-    values: dict[str, EnvValue] = {}
-    for name, value in raw.items():
-        if isinstance(value, EnvValue):
-            values[str(name)] = value
-            continue
-        if not isinstance(name, str) or not _ENV_NAME.match(name):
-            raise ValueError(f"'{name}' is not a name for an environment variable.")
-        if value is None or isinstance(value, dict | list):
-            raise ValueError(f"{name} must be text or a number, found {type(value).__name__}.")
-        values[name] = EnvValue.parse(value)
-    return values
-
-
-def _arguments(raw: object) -> object:
-    """`extra_args` as the page writes it (one shell-quoted string) or as a list of ready arguments."""
-    if raw is None:
-        return ()
-    if isinstance(raw, str):
-        try:
-            return tuple(shlex.split(raw))
-        except ValueError as error:
-            raise ValueError(f"cannot be split into arguments: {error}.") from error
-    if isinstance(raw, list | tuple) and not any(isinstance(item, dict | list) for item in raw):
-        return tuple(str(item) for item in raw)
-    return raw
-
-
-class Endpoints(BaseModel):
+class Endpoints(Section):
     """Paths below the server's base URL, used by the gate, by `status` and by the evaluation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    chat: str = "/v1/chat/completions"
-    completions: str = "/v1/completions"
-    health: str = "/health"
+    chat: str = Field(
+        "/v1/chat/completions", description="Where chat completions are asked for.", json_schema_extra=_ABSOLUTE
+    )
+    completions: str = Field(
+        "/v1/completions", description="Where completions are asked for.", json_schema_extra=_ABSOLUTE
+    )
+    health: str = Field("/health", description="Where the server says that it is alive.", json_schema_extra=_ABSOLUTE)
+    embedding: str | None = no_effect("Where embeddings are asked for.", exclude=True)
+    ranking: str | None = no_effect("Where rankings are asked for.", exclude=True)
 
     @field_validator("*")
     @classmethod
-    def _is_path(cls, value: str) -> str:
-        if not re.match(r"^/[^\s?#]*$", value):
-            raise ValueError(f"must be a path that begins with '/', found '{value}'.")
+    def _is_path(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"^/[^\s?#]*\Z", value):
+            raise Mistake(f"must be a path that begins with '/', found '{value}'.")
         return value
 
 
-class Deployment(BaseModel):
+class Deployment(Section):
     """One model, served in a certain way."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    type: Literal["sglang"] = "sglang"
-    name: str | None = Field(None, description="Name of the unit; default: made from served_model_name.")
-    image: str = "lmsysorg/sglang:latest"
-    served_model_name: str
-    port: int = Field(8000, ge=1, le=65535)
-    hf_model_handle: str | None = None
-    checkpoint_path: str | None = None
-    tensor_parallel_size: int = Field(1, ge=1, le=1024)
-    pipeline_parallel_size: int = Field(1, ge=1, le=1024)
-    data_parallel_size: int = Field(1, ge=1, le=1024)
-    extra_args: Annotated[tuple[str, ...], BeforeValidator(_arguments)] = ()
-    env_vars: Annotated[dict[str, EnvValue], BeforeValidator(_env)] = Field(default_factory=dict)
-    endpoints: Endpoints = Endpoints()
+    type: Literal["sglang"] = Field("sglang", description="The engine; this tool serves with SGLang only.")
+    name: str | None = Field(
+        None,
+        description="The unit and the container are called sglang-<name>. Default: from served_model_name.",
+        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9-]{0,47}$"},
+    )
+    hosts: str = Field("all", description="Ansible pattern of the hosts that serve this deployment.")
+    image: str = Field("lmsysorg/sglang:latest", description="Container image; resolved to a digest once per run.")
+    served_model_name: str = Field(
+        description="The name that clients ask for. SGLang refuses ':' in it.",
+        json_schema_extra={"pattern": "^[^:-][^:]*$"},
+    )
+    port: Port = Field(8000, description="TCP port on the host's own network.")
+    hf_model_handle: str | None = Field(
+        None, description="Hugging Face repository, optionally @revision; fetched into the cache and pinned."
+    )
+    checkpoint_path: str | None = Field(
+        None,
+        description="Directory on the host, mounted read-only as /checkpoint; served where the hub has no model.",
+        json_schema_extra=_ABSOLUTE,
+    )
+    cache_path: str | None = Field(
+        None,
+        description="Directory on the host that is mounted as /cache; the model cache lies in it.",
+        json_schema_extra=_ABSOLUTE,
+    )
+    tensor_parallel_size: SizeOrAuto = Field(
+        1, description="GPUs that share one copy of the model; auto takes the fewest that hold it."
+    )
+    pipeline_parallel_size: Size = Field(1, description="Stages that the model is cut into.")
+    data_parallel_size: Size = Field(1, description="Copies of the model inside one server.")
+    share_gpus: Truth = Field(False, description="Let this service use GPUs that other services use as well.")
+    extra_args: Arguments = Field((), description="Further arguments of SGLang: shell-quoted text, or a list.")
+    env_vars: EnvVars = Field(
+        default_factory=dict,
+        description="Environment of the server: text, lit:TEXT, host:NAME (a secret of yours) or runtime:NAME.",
+    )
+    endpoints: Endpoints = subsection(Endpoints, "Paths that the gate and others ask.")
+    pre_cmd: str | None = Field(
+        None, description="Shell commands in the container before the server, in the same shell."
+    )
+    command: Command = Field(
+        None, description="The whole command instead of the one made from the other keys: shell text, or a list."
+    )
+    mounts: Mounts = Field((), description="Further mounts, host path: container path, with :ro where it is read only.")
+    lepton_config: Any = no_effect("The launcher's settings for Lepton.")
+    multiple_instances: Any = no_effect("The launcher's switch for several servers per Slurm job.")
+    haproxy_port: Any = no_effect("Port of the launcher's proxy.")
+    health_check_path: Any = no_effect("What the launcher's proxy asks.", "The gate asks endpoints.health.")
+    health_check_status: Any = no_effect("What the launcher's proxy expects.")
 
     @field_validator("served_model_name")
     @classmethod
     def _name_sglang_accepts(cls, value: str) -> str:
         if ":" in value:
-            fix = value.replace(":", "-")
-            raise ValueError(f"'{value}' contains ':', which SGLang refuses. Write '{fix}'.")
+            raise Mistake(f"'{value}' contains ':', which SGLang refuses.", fix=f"Write '{value.replace(':', '-')}'.")
         if not value.strip() or value != value.strip() or value.startswith("-") or not value.isprintable():
-            raise ValueError(f"{value!r} must be printable, not begin with '-' and have no blank at its ends.")
+            raise Mistake(f"{value!r} must be printable, not begin with '-' and have no blank at its ends.")
         return value
 
     @field_validator("name")
     @classmethod
     def _unit_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"^[a-z0-9][a-z0-9-]{0,47}$", value):
-            raise ValueError(f"'{value}' must be lower-case letters, digits and '-', 48 at most.")
+        if value is not None and not re.match(r"^[a-z0-9][a-z0-9-]{0,47}\Z", value):
+            fix = f"Write '{slug(value)}'." if slug(value) else None
+            raise Mistake(f"'{value}' must be lower-case letters, digits and '-', 48 at most.", fix=fix)
+        return value
+
+    @field_validator("hosts")
+    @classmethod
+    def _pattern(cls, value: str) -> str:
+        if not value.strip() or not value.isprintable():
+            raise Mistake(f"{value!r} is not a pattern of hosts like 'gpu_large' or 'gpu:!old'.")
         return value
 
     @field_validator("image")
     @classmethod
     def _image_reference(cls, value: str) -> str:
         if not _IMAGE.match(value):
-            raise ValueError(f"'{value}' is not an image reference like 'lmsysorg/sglang:v0.5.23'.")
+            raise Mistake(f"'{value}' is not an image reference like 'lmsysorg/sglang:v0.5.23'.")
         return value
 
     @field_validator("hf_model_handle")
     @classmethod
     def _repository(cls, value: str | None) -> str | None:
         if value is not None and (not _REPO.match(value) or ".." in value or "--" in value):
-            raise ValueError(
-                f"'{value}' is not a Hugging Face repository like 'meta-llama/Llama-3.1-8B-Instruct'. "
-                "A directory on the host goes into checkpoint_path."
+            raise Mistake(
+                f"'{value}' is not a Hugging Face repository like 'meta-llama/Llama-3.1-8B-Instruct'.",
+                fix="A directory on the host goes into checkpoint_path.",
             )
         return value
 
-    @field_validator("checkpoint_path")
+    @field_validator("checkpoint_path", "cache_path")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        if value is not None and not _is_path(value):
-            raise ValueError(f"{value!r} must be an absolute path on the host, without '..'.")
+        if value is not None and not is_path(value):
+            raise Mistake(f"{value!r} must be an absolute path on the host, without '..'.")
         return value
 
-    @field_validator("env_vars")
+    @field_validator("pre_cmd", "command")
     @classmethod
-    def _cache_is_a_path(cls, value: dict[str, EnvValue]) -> dict[str, EnvValue]:
-        home = value.get("HF_HOME")
-        if home is not None and (home.kind != "literal" or not _is_path(home.value)):
-            raise ValueError(f"HF_HOME is {home.reference()!r} and must be an absolute path on the host, without '..'.")
+    def _no_nul(cls, value: Any) -> Any:
+        if value is not None and any("\0" in word for word in ([value] if isinstance(value, str) else value)):
+            raise Mistake("contains a NUL character.")
         return value
 
     @field_validator("extra_args")
@@ -201,51 +200,24 @@ class Deployment(BaseModel):
         for argument in value:
             flag = argument.partition("=")[0]
             if flag in OWNED_FLAGS:
-                raise ValueError(f"{flag} is set by the key {OWNED_FLAGS[flag]}. Remove it from extra_args.")
+                raise Mistake(f"{flag} is set by the key {OWNED_FLAGS[flag]}.", fix="Remove it from extra_args.")
             if "\0" in argument:
-                raise ValueError("an argument contains a NUL character.")
+                raise Mistake("an argument contains a NUL character.")
         return value
 
     @model_validator(mode="after")
     def _has_model(self) -> Deployment:
-        if self.hf_model_handle is None and self.checkpoint_path is None:
-            raise ValueError("names no model. Set hf_model_handle or checkpoint_path.")
+        if self.hf_model_handle is None and self.checkpoint_path is None and self.command is None:
+            raise Mistake("names no model.", fix="Set hf_model_handle or checkpoint_path.")
         return self
 
     @property
     def gpus_needed(self) -> int:
-        """Total GPUs of one service: tensor × pipeline × data parallel size."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+        """Total GPUs of one service: tensor × pipeline × data parallel size; with `auto`, the least it can be."""
+        tensor = 1 if self.tensor_parallel_size == "auto" else self.tensor_parallel_size
+        return tensor * self.pipeline_parallel_size * self.data_parallel_size
 
     @property
     def service_name(self) -> str:
         """Name of the systemd unit (without suffix) and of the container."""
-        slug = self.name or re.sub(r"[^a-z0-9]+", "-", self.served_model_name.lower()).strip("-")[:48].strip("-")
-        return f"sglang-{slug or 'model'}"
-
-
-class Execution(BaseModel):
-    """The launcher's execution section. What belongs to other executors is accepted and has no effect here."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    output_dir: str | None = None
-
-
-class Evaluation(BaseModel):
-    """The evaluation section, kept as written until an evaluation reads it."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    tasks: tuple[dict[str, Any], ...] = ()
-
-
-class DeploymentFile(BaseModel):
-    """The whole file. `x-…` keys are free for the user's own anchors and notes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    defaults: tuple[Any, ...] = ()
-    deployment: Deployment
-    execution: Execution = Execution()
-    evaluation: Evaluation = Evaluation()
+        return f"sglang-{self.name or slug(self.served_model_name) or 'model'}"

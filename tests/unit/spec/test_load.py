@@ -55,7 +55,7 @@ def test_complete_example_is_read_as_written(tmp_path: Path) -> None:
     assert file.deployment.gpus_needed == 4
     assert file.deployment.service_name == "sglang-llama-3-1-8b-instruct"
     assert file.execution.output_dir == "sglang_evaluation_results"
-    assert [task["name"] for task in file.evaluation.tasks] == ["gpqa_diamond", "ifeval"]
+    assert [task.name for task in file.evaluation.tasks] == ["gpqa_diamond", "ifeval"]
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_complete_example_is_read_as_written(tmp_path: Path) -> None:
         ("  image: 'Foo Bar'", "deployment.image", "not an image reference"),
         ("  extra_args: '--port 1'", "deployment.extra_args", "--port is set by the key port"),
         ("  extra_args: \"--x 'open\"", "deployment.extra_args", "cannot be split"),
-        ("  env_vars: {A B: 1}", "deployment.env_vars", "not a name for an environment variable"),
-        ("  env_vars: {A: }", "deployment.env_vars", "A must be text or a number"),
-        ("  env_vars: {HF_HOME: cache}", "deployment.env_vars", "HF_HOME is 'cache' and must be an absolute path"),
+        ("  env_vars: {A B: 1}", "deployment.env_vars.A B", "not a name for an environment variable"),
+        ("  env_vars: {A: }", "deployment.env_vars.A", "must be text or a number, found nothing"),
+        ("  env_vars: {HF_HOME: cache}", "deployment.env_vars.HF_HOME", "'cache' and must be an absolute path"),
         ("  endpoints: {chat: v1}", "deployment.endpoints.chat", "begins with '/'"),
         ("  endpoints: {chatt: /v1}", "deployment.endpoints.chatt", "Did you mean 'chat'?"),
         ("  type: vllm", "deployment.type", "'sglang'"),
