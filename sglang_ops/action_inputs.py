@@ -10,24 +10,54 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sglang_ops import registry
+from sglang_ops import catalog, registry
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets
-from sglang_ops.spec import Deployment, load, load_mapping
+from sglang_ops.spec import Deployment, check_names, load, load_mapping
 
-FILE_VARIABLE = "sglang_ops_deployment_file"
+FILES_VARIABLE = "sglang_ops_deployment_files"
+_NEWEST = 3  # releases whose tags are compared with that of `latest`
+SECTIONS = ("deployment", "deployments")
 
 
-def deployment_of(task_vars: Mapping[str, Any], templar: Any) -> Deployment:
-    """The deployment: the file that the command line names, else the variable `deployment`."""
-    path = task_vars.get(FILE_VARIABLE)
-    if path:
-        return load(Path(str(path))).deployment
-    if "deployment" not in task_vars:
-        fix = "Pass a file with --config (or -e @deployment.yaml), or set the variable `deployment`."
-        raise PreflightError("there is no deployment to work on.", fix=fix)
-    value = plain(templar.template(task_vars["deployment"]))
-    return load_mapping({"deployment": value}, "variable `deployment`").deployment
+def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployment, ...]:
+    """The deployments of this host: of the files that the command line names, else of the host's variables.
+
+    `deployment_overrides` of the host is laid over them; `hosts` of a deployment says whether it is meant for this
+    one. Raises SpecErrors, PreflightError.
+    """
+    overrides = plain(templar.template(task_vars.get("deployment_overrides") or {}))
+    paths = plain(templar.template(task_vars.get(FILES_VARIABLE) or []))
+    if paths:
+        files = [load(Path(path), host_overrides=overrides) for path in paths]
+    else:
+        given = {key: plain(templar.template(task_vars[key])) for key in SECTIONS if key in task_vars}
+        if not given:
+            fix = "Pass a file with --config (or -e @deployment.yaml), or set the variable `deployment`."
+            raise PreflightError("there is no deployment to work on.", fix=fix)
+        files = [load_mapping(given, f"variable `{next(iter(given))}`", host_overrides=overrides)]
+    found = [deployment for file in files for deployment in file.services]
+    check_names(found)
+    return tuple(deployment for deployment in found if _meant_for(deployment, task_vars))
+
+
+def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
+    """Whether the pattern `hosts` of the deployment, read as Ansible reads patterns, names this host."""
+    if deployment.hosts == "all":
+        return True
+    from ansible.inventory.manager import InventoryManager  # noqa: PLC0415 (only plays know Ansible)
+    from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
+
+    inventory = InventoryManager(DataLoader(), parse=False)
+    for group, hosts in task_vars["groups"].items():
+        inventory.add_group(group)
+        for host in hosts:
+            inventory.add_host(host, group=group)
+    names = {host.name for host in inventory.get_hosts(deployment.hosts)}
+    if not names:
+        fix = "Write a pattern of hosts or groups that the inventory has."
+        raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
+    return str(task_vars["inventory_hostname"]) in names
 
 
 def plain(value: Any) -> Any:
@@ -50,9 +80,9 @@ def secrets_for(service: Mapping[str, Any], deployment: Deployment) -> dict[str,
     return {name: known[name] for name in service["secrets"] if name in known}
 
 
-def hub_token(task_vars: Mapping[str, Any], templar: Any) -> str | None:
-    """HF_TOKEN of the deployment, None where it has none."""
-    return Secrets.of(deployment_of(task_vars, templar), os.environ).values.get("HF_TOKEN")
+def hub_token(deployment: Deployment) -> str:
+    """HF_TOKEN of the deployment, "" where it has none."""
+    return Secrets.of(deployment, os.environ).values.get("HF_TOKEN", "")
 
 
 def runtime_for(service: Mapping[str, Any], deployment: Deployment) -> list[dict[str, str]]:
@@ -89,4 +119,17 @@ def _resolve(ref: str, insecure: Sequence[str]) -> dict[str, Any]:
         found = registry.resolve(ref, insecure=insecure)
     except OpsError as error:
         return {"error": type(error).__name__, "message": error.message, "fix": error.fix}
-    return {"ref": ref, "digest_ref": found.digest_ref, "size_bytes": found.size_bytes or 0}
+    release = catalog.release_of(ref) or _release_behind(found, ref, insecure)
+    return {
+        "ref": ref, "digest_ref": found.digest_ref, "size_bytes": found.size_bytes or 0, "release": release,
+    }
+
+
+def _release_behind(found: registry.ResolvedImage, ref: str, insecure: Sequence[str]) -> str:
+    """The release whose own tag has the digest of a `latest…` tag; "" where none of the newest has."""
+    if not (found.tag or "").startswith("latest"):
+        return ""
+    variant = str(found.tag).removeprefix("latest")
+    releases = list(catalog.releases())[-_NEWEST:]
+    tags = {f"v{release}{variant}": release for release in reversed(releases)}
+    return tags.get(registry.twin(ref, found.digest, tags, insecure=insecure) or "", "")

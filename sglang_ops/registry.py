@@ -6,10 +6,11 @@ The controller asks once, so that every host of the fleet gets the same image. L
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -110,15 +111,28 @@ def resolve(image: str, *, insecure: Sequence[str] = (), platform: str = "linux/
     if reference.digest:
         return ResolvedImage(reference.repository, reference.tag, reference.digest)
     registry = _Registry(reference, insecure)
-    answer = registry.manifest(str(reference.tag), "HEAD")
-    digest = answer.headers.get("docker-content-digest")
-    if not digest:  # allowed by the protocol
-        digest = f"sha256:{hashlib.sha256(registry.manifest(str(reference.tag)).body).hexdigest()}"
+    digest = _digest(registry, str(reference.tag))
     try:
         size, platforms = _size(registry, digest, platform)
     except RegistryError:  # Docker Hub counts GET, not HEAD, towards its rate limit
         size, platforms = None, ()
     return ResolvedImage(reference.repository, reference.tag, digest, size, platforms)
+
+
+def twin(image: str, digest: str, tags: Iterable[str], *, insecure: Sequence[str] = ()) -> str | None:
+    """The first of `tags` in the repository of `image` that stands for the same digest: what `latest` really is."""
+    registry = _Registry(parse(image), insecure)
+    for tag in tags:
+        with contextlib.suppress(RegistryError):
+            if _digest(registry, tag) == digest:
+                return tag
+    return None
+
+
+def _digest(registry: _Registry, tag: str) -> str:
+    answer = registry.manifest(tag, "HEAD")
+    named = answer.headers.get("docker-content-digest")  # allowed to be absent
+    return named or f"sha256:{hashlib.sha256(registry.manifest(tag).body).hexdigest()}"
 
 
 def _size(registry: _Registry, digest: str, platform: str) -> tuple[int | None, tuple[str, ...]]:

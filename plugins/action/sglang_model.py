@@ -13,15 +13,17 @@ try:
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sglang_ops.action_inputs import hub_token, plain
+from sglang_ops.action_inputs import deployments_of, hub_token, plain
 from sglang_ops.ansible_action import ProgressAction
 
 
 class ActionModule(ProgressAction):
-    """The module `sglang_model`; the token is read here and sent as a no_log argument."""
+    """The module `sglang_model`; the tokens are read here and sent as a no_log argument."""
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         variables = task_vars or {}
-        arguments = plain(self._task.args) | {"token": hub_token(variables, self._templar)}
+        arguments = plain(self._task.args)
+        known = {item.service_name: hub_token(item) for item in deployments_of(variables, self._templar)}
+        arguments["tokens"] = [known.get(model.pop("service", ""), "") for model in arguments["models"]]
         return result | self.execute_with_progress(module_args=arguments, task_vars=variables)

@@ -15,9 +15,10 @@ try:
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sglang_ops.action_inputs import deployment_of, plain, resolve_once
+from sglang_ops.action_inputs import deployments_of, hub_token, plain, resolve_once
 from sglang_ops.errors import OpsError
-from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, plan, questions
+from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
+from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
 
 
@@ -38,11 +39,11 @@ class ActionModule(ActionBase):
             return result | self._refused([{"check": "deployment", "message": message}])
 
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
-        deployment = deployment_of(task_vars, self._templar)
+        deployments = deployments_of(task_vars, self._templar)
         settings = Settings.model_validate(plain(self._task.args))
-        image, warning = self._image(deployment.image, settings)
-        secrets = Secrets.of(deployment, os.environ)
-        asked = questions(deployment, settings, image) | {"token": secrets.values.get("HF_TOKEN")}
+        resolved = {image: self._image(image, settings) for image in {item.image for item in deployments}}
+        asked = questions(deployments, settings, [image for image, _ in resolved.values() if image])
+        asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
         answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
         if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
             return dict(answer)
@@ -50,14 +51,21 @@ class ActionModule(ActionBase):
         host = str(task_vars["inventory_hostname"])
         address = "127.0.0.1" if local else str(task_vars.get("ansible_host") or host)
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
-        if image is None:
-            image = _recorded(deployment.service_name, deployment.image, facts)
+        wanted, errors, warnings = [], [], []
+        for item in deployments:
+            image, warning = resolved[item.image]
             if image is None:
-                return self._refused([{"check": "image", "message": str(warning)}])
-        made = plan(deployment, facts, settings, image, secrets).as_dict()
+                image = _recorded(item.service_name, item.image, facts)
+                text = f"{warning} Using the digest deployed last." if image else str(warning)
+                (warnings if image else errors).append(text)
+            if image:
+                wanted.append(Wanted(item, image, Secrets.of(item, os.environ)))
+        if errors:
+            return self._refused([{"check": "image", "message": text} for text in dict.fromkeys(errors)])
+        made = plan(wanted, facts, settings).as_dict()
         if made["errors"]:
             return self._refused(made["errors"])
-        made["warnings"] = [*made["warnings"], *([f"{warning} Using the digest deployed last."] if warning else [])]
+        made["warnings"] = [*made["warnings"], *dict.fromkeys(warnings)]
         return {"changed": False, "sglang_ops": {"kind": "plan", "plan": made}}
 
     def _image(self, ref: str, settings: Settings) -> tuple[ResolvedImage | None, str | None]:

@@ -17,16 +17,16 @@ options:
     type: str
     choices: [docker, podman]
     default: docker
-  image:
-    description: The image whose C(hf) is used, by digest; it must be on the host.
-    type: str
-    required: true
   models:
     description: The models that must be there.
     type: list
     elements: dict
     required: true
     suboptions:
+      image:
+        description: The image whose C(hf) is used, by digest; it must be on the host.
+        type: str
+        required: true
       repo:
         description: The repository, C(organization/name).
         type: str
@@ -47,9 +47,11 @@ options:
         description: The hub's address; empty is the public one.
         type: str
         default: ""
-  token:
-    description: The hub's token, for gated and private models.
-    type: str
+  tokens:
+    description: The hub's tokens for gated and private models, in the order of O(models); "" for none.
+    type: list
+    elements: str
+    default: []
   stall_seconds:
     description: After how long without a byte a download is started anew.
     type: int
@@ -63,9 +65,9 @@ author: [sglang-ops contributors]
 EXAMPLES = r"""
 - name: Have the model
   sglang_model:
-    image: lmsysorg/sglang@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
     models:
       - repo: Qwen/Qwen3-8B
+        image: lmsysorg/sglang@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
         hf_home: /data/huggingface
 """
 
@@ -91,16 +93,22 @@ def described(model, commit, count):
     return {"repo": model["repo"], "revision": commit, "path": path, "bytes": count}
 
 
-def survey(wanted, token):
+def with_tokens(wanted, tokens):
+    """Each model once, with its token. Pure."""
+    pairs = [dict(model, token=token) for model, token in zip(wanted, tokens or [""] * len(wanted))]
+    return list({(model["hf_home"], model["repo"], model["revision"]): model for model in pairs}.values())
+
+
+def survey(wanted):
     """[(model, source or None where it is cached, description)]. Raises SourceError, FetchError."""
     found = []
-    for model in {(model["hf_home"], model["repo"], model["revision"]): model for model in wanted}.values():
+    for model in wanted:
         there = models.cached(model["hf_home"], model["repo"], model["revision"])
         if there["complete"]:
             found.append((model, None, described(model, there["commit"], there["bytes"])))
             continue
         revision = model["commit"] or model["revision"]
-        source = models.inspect_source(model["repo"], revision, model["endpoint"], token)
+        source = models.inspect_source(model["repo"], revision, model["endpoint"], model["token"] or None)
         fetching.check_space(model["hf_home"], model["repo"], source)
         found.append((model, source, described(model, source["commit"], source["bytes"])))
     return found
@@ -108,27 +116,29 @@ def survey(wanted, token):
 
 def fetch_all(asked, missing):
     """Download one after the other. Raises FetchError."""
-    engine, image = asked["engine"], asked["image"]
-    if not images.present(engine, [image])[image]:
-        raise fetching.FetchError("%s is not on the host; the module sglang_image brings it." % image)
+    engine = asked["engine"]
+    for image, there in images.present(engine, [model["image"] for model, _ in missing]).items():
+        if not there:
+            raise fetching.FetchError("%s is not on the host; the module sglang_image brings it." % image)
     with Progress(asked["progress_token"], "model") as progress:
         for model, source in missing:
-            fetching.fetch(engine, image, model, source, asked["token"], asked["stall_seconds"], progress)
+            token = model["token"] or None
+            fetching.fetch(engine, model["image"], model, source, token, asked["stall_seconds"], progress)
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
             "engine": {"type": "str", "choices": ["docker", "podman"], "default": "docker"},
-            "image": {"type": "str", "required": True},
             "models": {"type": "list", "elements": "dict", "required": True, "options": {
+                "image": {"type": "str", "required": True},
                 "repo": {"type": "str", "required": True},
                 "revision": {"type": "str", "default": "main"},
                 "commit": {"type": "str", "default": ""},
                 "hf_home": {"type": "path", "required": True},
                 "endpoint": {"type": "str", "default": ""},
             }},
-            "token": {"type": "str", "no_log": True},
+            "tokens": {"type": "list", "elements": "str", "default": [], "no_log": True},
             "stall_seconds": {"type": "int", "default": 120},
             "progress_token": {"type": "str", "no_log": False},
         },
@@ -137,7 +147,7 @@ def main():
     asked = module.params
     report = {"kind": "model", "models": []}
     try:
-        found = survey(asked["models"], asked["token"])
+        found = survey(with_tokens(asked["models"], asked["tokens"]))
     except models.SourceError as error:
         hint = {"exit_hint": 7} if error.kind in ("not-found", "needs-token") else {}
         module.fail_json(msg=str(error), sglang_ops=report, **hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ def act(
     context: typer.Context,
     *,
     service: str | None,
-    config: Path | None,
+    config: Sequence[Path] | None,
     json: bool,
+    names: Sequence[str] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> int:
     """Play `verb` on one service, named by --service or by the deployment file; show and keep the result."""
     with _common.run_folder(verb, target) as folder:
-        name = unit(service, config, target)
-        wanted = {**_common.only(name), **(variables or {})}
+        wanted = {"sglang_ops_services": names or units(service, config, target), **(variables or {})}
         played = _common.play(verb, target, folder, wanted, quiet=json)
         result = Deployed.from_run(
             played.state, run=str(folder.path), seconds=played.seconds, interrupted=played.interrupted
@@ -46,14 +46,14 @@ def act(
         return result.exit_code
 
 
-def unit(service: str | None, config: Path | None, target: _common.Target) -> str:
-    """The unit to act on. Raises UsageError where nothing names one: these verbs never guess."""
+def units(service: str | None, config: Sequence[Path] | None, target: _common.Target) -> list[str]:
+    """The units to act on. Raises UsageError where nothing names one: these verbs never guess."""
     if service:
-        return _common.service_unit(service)
-    with _deployment.find(config, target.inventory, target.limit, target.extra.deployment) as found:
+        return [_common.service_unit(service)]
+    with _deployment.find(config, target.inventory, target.limit, {}) as found:
         if found is None:
             raise UsageError(
                 "Which service? There is no deployment file here that would tell.",
                 fix=f"Name it with --service; {target.command('status')} lists them.",
             )
-        return found.file.deployment.service_name
+        return [deployment.service_name for deployment in found.deployments]

@@ -1,4 +1,4 @@
-"""Which deployment a verb speaks of, and the one file in which Ansible's side reads it."""
+"""Which deployments a verb speaks of, and the files in which Ansible's side reads them."""
 
 from __future__ import annotations
 
@@ -11,94 +11,136 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sglang_ops import inventory_check, spec
-from sglang_ops.commands._overrides import SECTION, merged
+from sglang_ops.commands import _overrides
 from sglang_ops.errors import UsageError
 from sglang_ops.spec import model, yamlfile
 
+SECTIONS = ("deployment", "deployments")
 _SECRET_FLAG = re.compile(r"^--[\w-]*(key|token|secret|password)[\w-]*$", re.IGNORECASE)
 HIDDEN = "(hidden)"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checked deployment. `path` is what Ansible reads, `origin` where the user wrote it."""
+    """Checked deployment files. `paths` are what Ansible reads, `origin` where the user wrote them."""
 
-    path: Path
+    paths: tuple[Path, ...]
     origin: str
-    file: spec.DeploymentFile
+    files: tuple[spec.DeploymentFile, ...]
 
     @property
-    def service(self) -> str:
-        return self.file.deployment.service_name
+    def deployments(self) -> tuple[spec.Deployment, ...]:
+        return tuple(deployment for file in self.files for deployment in file.services)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What tells Ansible's side which files to read."""
+        return {"sglang_ops_deployment_files": [str(path) for path in self.paths]}
+
+    def redacted(self) -> dict[str, Any]:
+        """The deployments as they were resolved, for people: secrets as references, written-out ones hidden."""
+        shown = [_redacted(file) for file in self.files]
+        return shown[0] if len(shown) == 1 else {"files": shown}
+
+    def secrets(self) -> set[str]:
+        """Every secret value that the deployments carry or refer to on this machine."""
+        return {value for deployment in self.deployments for value in _secrets(deployment)}
+
+
+def overrides(extra: _overrides.ExtraVars, words: Sequence[str] | None) -> dict[str, Any]:
+    """What the command line lays over the file: deployment keys of ``-e``, then ``-o``."""
+    section = {SECTIONS[0]: extra.deployment} if extra.deployment else {}
+    return _overrides.merged(section, _overrides.parse_overrides(words or ()))
+
+
+def strictness(strict: bool) -> dict[str, Any]:
+    """The variable that --strict sets; without the flag the inventory decides."""
+    return {"sglang_server_strict_arguments": True} if strict else {}
 
 
 @contextmanager
 def find(
-    config: Path | None, inventory: Sequence[str], limit: str | None, overrides: Mapping[str, Any]
+    configs: Sequence[Path] | None, inventory: Sequence[str], limit: str | None, changes: Mapping[str, Any]
 ) -> Iterator[Source | None]:
-    """The deployment to work on, None where there is no file and the inventory has none. Raises SpecErrors.
+    """The deployments to work on, None where there is no file and the inventory has none. Raises SpecErrors.
 
-    A deployment that is not a file as it stands (overridden by ``-e``, or kept in the inventory) is written to a
-    private file for the time of the run.
+    `changes` are laid over the file. What is not a file as it stands (changed, or kept in the inventory) is written
+    to a private file for the time of the run.
     """
-    path = spec.find_deployment_file(config, inventory_check.paths(inventory))
-    if path is not None and not overrides:
-        yield Source(path.absolute(), str(path), spec.load(path))
+    paths = list(configs or [])
+    if not paths:
+        found = spec.find_deployment_file(None, inventory_check.paths(inventory))
+        paths = [found] if found else []
+    if paths and not changes:
+        files = tuple(spec.load(path) for path in paths)
+        spec.check_names([deployment for file in files for deployment in file.services])
+        yield Source(tuple(path.absolute() for path in paths), " and ".join(map(str, paths)), files)
         return
-    if path is not None:
-        data, origin = yamlfile.read(path).data, f"{path} with -e"
-    else:
-        section = inventory_check.variable(inventory, SECTION, limit)
-        if section is None and not overrides:
-            yield None
-            return
-        data, origin = {SECTION: section or {}}, f"the variable '{SECTION}' in the inventory"
-    data = merged(data, {SECTION: overrides} if overrides else {})
+    if len(paths) > 1:
+        names = " and ".join(map(str, paths))
+        raise UsageError(
+            f"-o and deployment keys of -e change one deployment file, and --config names {len(paths)}: {names}.",
+            fix="Change the files themselves, or set deployment_overrides in the inventory.",
+        )
+    document = yamlfile.read(paths[0]) if paths else _from_inventory(inventory, limit)
+    if not document.data and not changes:
+        yield None
+        return
+    document = spec.lay_over(document, changes)
+    file = spec.check(document)
     with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:  # 0700
         copy = Path(private) / "deployment.yaml"
         descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            yaml.safe_dump(data, file, sort_keys=False, allow_unicode=True)
-        yield Source(copy, origin, spec.load_mapping(data, origin))
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.write(yamlfile.dump(document.data))
+        origin = f"{document.source} with what the command line changes" if changes else document.source
+        yield Source((copy,), origin, (file,))
+
+
+def _from_inventory(inventory: Sequence[str], limit: str | None) -> yamlfile.Document:
+    for section in SECTIONS:
+        value = inventory_check.variable(inventory, section, limit)
+        if value is not None:
+            return yamlfile.Document(f"the variable '{section}' in the inventory", {section: value})
+    return yamlfile.Document("the command line", {})
 
 
 def require(source: Source | None) -> Source:
     if source is None:
         raise UsageError(
             "There is no deployment file: neither ./deployment.yaml, nor one beside the inventory, nor a variable "
-            f"'{SECTION}' in the inventory.",
+            f"'{SECTIONS[0]}' in the inventory.",
             fix="Name one with --config.",
         )
     return source
 
 
-def redacted(file: spec.DeploymentFile) -> dict[str, Any]:
-    """The deployment as it was resolved, for people: secrets as references, written-out ones hidden."""
+def _redacted(file: spec.DeploymentFile) -> dict[str, Any]:
     data: dict[str, Any] = file.model_dump(mode="json", exclude_none=True)
-    section = data[SECTION]
-    values = file.deployment.env_vars
-    if values:
-        section["env_vars"] = {
-            name: HIDDEN if value.kind == "literal" and model.is_secret(name, value) else value.reference()
-            for name, value in values.items()
-        }
-    if "extra_args" in section:
-        section["extra_args"] = list(_without_secrets(file.deployment.extra_args))
-    return {key: value if key == SECTION else _masked(value) for key, value in data.items()}
+    shown = {deployment.service_name: _shown(deployment) for deployment in file.services}
+    sections = {"deployment": next(iter(shown.values()))} if "deployment" in data else {"deployments": shown}
+    return {**{key: _masked(value) for key, value in data.items() if key not in SECTIONS}, **sections}
 
 
-def secrets(file: spec.DeploymentFile) -> set[str]:
-    """Every secret value that the deployment carries or refers to on this machine."""
+def _shown(deployment: spec.Deployment) -> dict[str, Any]:
+    section: dict[str, Any] = deployment.model_dump(mode="json", exclude_none=True)
+    section["env_vars"] = {
+        name: HIDDEN if value.kind == "literal" and model.is_secret(name, value) else value.reference()
+        for name, value in deployment.env_vars.items()
+    }
+    section["extra_args"] = list(_without_secrets(deployment.extra_args))
+    return {key: value for key, value in section.items() if value not in ({}, [])}
+
+
+def _secrets(deployment: spec.Deployment) -> set[str]:
     found = set()
-    for name, value in file.deployment.env_vars.items():
+    for name, value in deployment.env_vars.items():
         if model.is_secret(name, value):
             found.add(os.environ.get(value.value, "") if value.kind == "host" else value.value)
-    shown = list(_without_secrets(file.deployment.extra_args))
+    shown = list(_without_secrets(deployment.extra_args))
     found |= {
-        was.partition("=")[2] or was for was, now in zip(file.deployment.extra_args, shown, strict=True) if was != now
+        was.partition("=")[2] or was for was, now in zip(deployment.extra_args, shown, strict=True) if was != now
     }
     return found
 

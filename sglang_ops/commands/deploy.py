@@ -14,7 +14,7 @@ from sglang_ops.runs import RunFolder
 def deploy(
     context: typer.Context,
     inventory: _options.Inventory,
-    config: _options.Config = None,
+    config: _options.Configs = None,
     yes: _options.Yes = False,
     detailed_exitcode: _options.DetailedExitcode = False,
     limit: _options.Limit = None,
@@ -22,6 +22,8 @@ def deploy(
     check: _options.Check = False,
     diff: _options.Diff = False,
     extra_vars: _options.ExtraVars = None,
+    override: _options.Overrides = None,
+    strict: _options.Strict = False,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
@@ -38,14 +40,14 @@ def deploy(
     )
     json = output is Output.JSON
     with (
-        _deployment.find(config, inventory, limit, target.extra.deployment) as found,
+        _deployment.find(config, inventory, limit, _deployment.overrides(target.extra, override)) as found,
         _common.run_folder("deploy", target) as folder,
     ):
         source = _deployment.require(found)
-        folder.hide(_deployment.secrets(source.file))
-        folder.write_yaml("config.yaml", _deployment.redacted(source.file))
+        folder.hide(source.secrets())
+        folder.write_yaml("config.yaml", source.redacted())
         again = _common.again(context, "--check", "-C", "--diff", "-D", "--detailed-exitcode")
-        work = _Work(target, folder, source, again, json=json, diff=diff)
+        work = _Work(target, folder, source, again, json=json, diff=diff, strict=strict)
         if check:
             return work.show(work.run(check=True), detailed_exitcode=detailed_exitcode)
         if not (yes or json) and _common.interactive():
@@ -71,12 +73,13 @@ class _Work:
         *,
         json: bool,
         diff: bool,
+        strict: bool,
     ) -> None:
         self.target, self.folder, self.source, self.again = target, folder, source, again
-        self.json, self.diff = json, diff
+        self.json, self.diff, self.strict = json, diff, strict
 
     def run(self, *, check: bool) -> Deployed:
-        variables = {"sglang_ops_deployment_file": str(self.source.path)}
+        variables = self.source.variables | _deployment.strictness(self.strict)
         self.played = _common.play(
             "deploy", self.target, self.folder, variables, quiet=self.json, check=check, diff=self.diff
         )

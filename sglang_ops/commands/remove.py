@@ -17,7 +17,7 @@ def remove(
     context: typer.Context,
     inventory: _options.Inventory,
     service: _options.ServiceName = None,
-    config: _options.Config = None,
+    config: _options.Configs = None,
     purge: Purge = False,
     yes: _options.Yes = False,
     limit: _options.Limit = None,
@@ -28,15 +28,16 @@ def remove(
 ) -> int:
     """Stop a service and take its unit away; models stay in the cache. Asks first."""
     target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
-    name = _act.unit(service, config, target)
+    names = _act.units(service, config, target)
+    shown = ", ".join(names)
     if not yes:
         if not _common.interactive():
-            raise UsageError(f"remove would take {name} away and there is no terminal to ask on.", fix="Add --yes.")
-        also = " and delete its image and records" if purge else ""
-        if not _common.confirm(f"Remove {name}{also} from the hosts of {' '.join(inventory)}?"):
+            raise UsageError(f"remove would take {shown} away and there is no terminal to ask on.", fix="Add --yes.")
+        also = " with image and records" if purge else ""
+        if not _common.confirm(f"Remove {shown}{also} from the hosts of {' '.join(inventory)}?"):
             _common.stderr().print("Nothing was changed.")
             return ExitCode.ERROR
     variables = {"sglang_server_purge": purge}
     return _act.act(
-        "remove", target, context, service=name, config=None, json=output is Output.JSON, variables=variables
+        "remove", target, context, service=None, config=None, names=names, json=output is Output.JSON, variables=variables
     )

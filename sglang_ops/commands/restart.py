@@ -12,7 +12,7 @@ def restart(
     context: typer.Context,
     inventory: _options.Inventory,
     service: _options.ServiceName = None,
-    config: _options.Config = None,
+    config: _options.Configs = None,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     verbose: _options.Verbose = 0,

@@ -4,10 +4,12 @@ Imports neither Ansible nor the command line, so that the dry run, the deploymen
 """
 
 from sglang_ops.planning.facts import HostFacts
-from sglang_ops.planning.plan import HostPlan, Step, plan
+from sglang_ops.planning.plan import HostPlan, plan
 from sglang_ops.planning.questions import questions
 from sglang_ops.planning.service import ServicePlan
 from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
+from sglang_ops.planning.steps import Step
+from sglang_ops.planning.wanted import Wanted
 
 __all__ = [
     "HostFacts",
@@ -17,6 +19,7 @@ __all__ = [
     "ServicePlan",
     "Settings",
     "Step",
+    "Wanted",
     "plan",
     "questions",
 ]

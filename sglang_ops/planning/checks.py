@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
 from sglang_ops.planning.command import ModelSource, hf_home
-from sglang_ops.planning.facts import HostFacts
+from sglang_ops.planning.facts import HostFacts, Model
 from sglang_ops.planning.problems import Problem
-from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
+from sglang_ops.planning.settings import Secrets, Settings
 from sglang_ops.spec import Deployment
+
+if TYPE_CHECKING:
+    from sglang_ops.planning.draft import Draft
+
+_ALIVE = ("active", "activating", "deactivating", "reloading")
 
 # A pulled image needs its compressed layers and their extracted files at the same time.
 UNPACKED_PER_PULLED = 2.5
@@ -21,15 +29,17 @@ def check_secrets(secrets: Secrets, facts: HostFacts) -> list[Problem]:
     return problems + [Problem("environment", absent.format(name, facts.host)) for name in lacking]
 
 
-def check_port(deployment: Deployment, facts: HostFacts) -> list[Problem]:
-    """The port is free, or held by this very service."""
-    own = facts.service(deployment.service_name)
+def check_port(deployment: Deployment, facts: HostFacts, now: HostFacts) -> list[Problem]:
+    """The port is free, or held by a service of ours that this plan moves or keeps.
+
+    `facts` has the services that stay or were placed already, `now` those that run at this moment.
+    """
     port = deployment.port
     for other in facts.services:
         if other.name != deployment.service_name and other.port == port:
             message = f"port {port} on {facts.host} belongs to {other.name}. Set deployment.port to a free one."
             return [Problem("port", message)]
-    if own and own.port == port and own.state in {"active", "activating", "deactivating", "reloading"}:
+    if any(service.port == port and service.state in _ALIVE for service in now.services):
         return []
     for listener in facts.listeners:
         if listener.port == port:
@@ -44,26 +54,19 @@ def check_engine(facts: HostFacts) -> list[Problem]:
     return [Problem("engine", f"{facts.host}: {facts.engine.refusal}")] if facts.engine.refusal else []
 
 
-def check_model(source: ModelSource, facts: HostFacts) -> list[Problem]:
-    """A cached model that must be fetched again has a known size."""
-    found = facts.model
-    if source.repo and found and not (found.error or found.cached or found.bytes):
+def check_model(source: ModelSource, model: Model | None) -> list[Problem]:
+    """A model that must be fetched has files."""
+    if source.repo and model and not (model.error or model.cached or model.bytes):
         return [Problem("model", f"model {source.repo} has no files at this revision. Check the revision.")]
     return []
 
 
-def check_disks(
-    deployment: Deployment, facts: HostFacts, settings: Settings, image: ResolvedImage, *, fetch: bool
-) -> list[Problem]:
-    """Image and model fit, counted together where they share a file system. Sizes in bytes."""
+def check_disks(drafts: Sequence[Draft], facts: HostFacts, settings: Settings) -> list[Problem]:
+    """Images and models fit, counted together where they share a file system. Sizes in bytes."""
     wanted: dict[int, list[tuple[str, int]]] = {}
-    missing_image = not facts.images.get(image.digest_ref)
-    needs = [(facts.engine.data_root, f"image {image.ref}", int(image.size_bytes * UNPACKED_PER_PULLED), missing_image)]
-    model_bytes = facts.model.bytes if facts.model else 0
-    needs.append((hf_home(deployment, settings), f"model {deployment.hf_model_handle}", model_bytes, fetch))
-    for path, what, size, applies in needs:
+    for path, what, size in dict.fromkeys(_downloads(drafts, facts, settings)):
         disk = facts.disk(path)
-        if applies and disk:
+        if disk:
             wanted.setdefault(disk.device, []).append((what, size))
     problems = []
     for disk in {disk.device: disk for disk in facts.disks}.values():
@@ -74,3 +77,13 @@ def check_disks(
             message = f"{free}, {what} need {need / 1e9:.1f} GB."
             problems.append(Problem("disk", f"{message} Free space, or set HF_HOME in env_vars to a larger disk."))
     return problems
+
+
+def _downloads(drafts: Sequence[Draft], facts: HostFacts, settings: Settings) -> Iterator[tuple[str, str, int]]:
+    """(where, what, bytes) of everything that is not there yet."""
+    for made in drafts:
+        image = made.wanted.image
+        if not facts.images.get(image.digest_ref):
+            yield facts.engine.data_root, f"image {image.ref}", int(image.size_bytes * UNPACKED_PER_PULLED)
+        if made.fetch and made.model:
+            yield hf_home(made.deployment, settings), f"model {made.deployment.hf_model_handle}", made.model.bytes

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.planning.systemd import command, quote
-from sglang_ops.spec import Deployment
+from sglang_ops.spec import Deployment, cache_of
 
 # Where the launcher mounts a local checkpoint.
 CHECKPOINT = "/checkpoint"
 SECRETS_IN_CONTAINER = "/run/sglang-ops/secrets.env"
 # Never handed to the server: host GPU numbers mean nothing inside, where the devices are renumbered.
 _NOT_PASSED = {"CUDA_VISIBLE_DEVICES"}
+# Characters by which a shell does more than split words.
+_NEEDS_SHELL = re.compile(r"[$`&|;<>(){}*?\[\]~#!\n]")
+# What SGLang's own arguments follow.
+_SERVERS = {"sglang.launch_server", "serve"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,17 @@ class ModelSource:
 
 
 def server_argv(deployment: Deployment, source: ModelSource) -> tuple[str, ...]:
+    """The command in the container: `pre_cmd`, then the server in the same shell's place."""
+    server = _server(deployment, source)
+    if deployment.pre_cmd is None:
+        return server
+    return ("bash", "-c", f'set -e\n{deployment.pre_cmd}\nexec "$@"', "bash", *server)
+
+
+def _server(deployment: Deployment, source: ModelSource) -> tuple[str, ...]:
     """SGLang's command line: what the launcher renders, plus the revision and minus defaults."""
+    if deployment.command is not None:
+        return command_words(deployment.command)
     extra = deployment.extra_args
     host = () if option(extra, "--host") else ("--host", "0.0.0.0")  # noqa: S104 (clients are remote)
     pipeline = deployment.pipeline_parallel_size
@@ -68,6 +85,25 @@ def server_argv(deployment: Deployment, source: ModelSource) -> tuple[str, ...]:
     )
 
 
+def command_words(command: str | Sequence[str]) -> tuple[str, ...]:
+    """A `command` of the file ready for exec: split where no shell is needed for it, else handed to one."""
+    if not isinstance(command, str):
+        return tuple(command)
+    if not _NEEDS_SHELL.search(command):
+        with contextlib.suppress(ValueError):
+            return tuple(shlex.split(command))
+    return ("bash", "-c", command)
+
+
+def arguments(deployment: Deployment) -> tuple[str, ...]:
+    """The words that the user gives SGLang: `extra_args`, or what follows its name in `command`."""
+    if deployment.command is None:
+        return deployment.extra_args
+    words = command_words(deployment.command)
+    starts = [position for position, word in enumerate(words) if word in _SERVERS]
+    return words[starts[0] + 1 :] if starts else ()
+
+
 def option(arguments: Sequence[str], name: str) -> str | None:
     """Value of the last `name VALUE` or `name=VALUE` among `arguments`."""
     found = None
@@ -83,26 +119,27 @@ def container_environment(
     deployment: Deployment, settings: Settings, source: ModelSource, secret: Sequence[str]
 ) -> dict[str, str]:
     """Variables that may stand in the unit; secrets go by file, GPU numbers not at all."""
-    environment = {"HF_HOME": hf_home(deployment, settings)}
+    cache = cache_of(deployment, settings.hf_home)
+    environment = dict(cache.environment)
     if source.repo:
         # The weights are in place before the start, so the server needs no network and no token.
         environment["HF_HUB_OFFLINE"] = "1"
     for name, value in deployment.env_vars.items():
-        if name not in _NOT_PASSED and name not in secret and value.kind == "literal":
+        passed = name not in _NOT_PASSED and name not in cache.withheld and name not in cache.environment
+        if passed and name not in secret and value.kind == "literal":
             environment[name] = value.value
     return environment
 
 
 def hf_home(deployment: Deployment, settings: Settings) -> str:
-    """The Hugging Face cache: the same path on the host and in the container."""
-    named = deployment.env_vars.get("HF_HOME")
-    return named.value if named and named.kind == "literal" else settings.hf_home
+    """The Hugging Face cache on the host."""
+    return cache_of(deployment, settings.hf_home).host_home
 
 
 def mounts(deployment: Deployment, settings: Settings, source: ModelSource) -> tuple[Mount, ...]:
-    home = hf_home(deployment, settings)
+    bound = [*cache_of(deployment, settings.hf_home).mounts, *deployment.mounts]
     checkpoint = (Mount(source.directory, CHECKPOINT, read_only=True),) if source.directory else ()
-    return (Mount(home, home), *checkpoint)
+    return (*(Mount(item.source, item.target, item.read_only) for item in bound), *checkpoint)
 
 
 def exec_start(

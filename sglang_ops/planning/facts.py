@@ -41,14 +41,24 @@ class Engine(_Fact):
     refusal: str = ""
 
 
+class ModelFiles(_Fact):
+    """What memory planning reads of a model: its `config.json`, None where that is unreadable; weights in bytes."""
+
+    config: dict[str, Any] | None = None
+    weight_bytes: int = 0
+
+
 class Model(_Fact):
     """A hub model in the host's cache, or what the hub said of it when it is not there. Sizes in bytes."""
 
     repo: str
+    revision: str = "main"
+    hf_home: str = ""
     commit: str | None = None
     cached: bool = False
     bytes: int = 0
     error: str | None = None
+    files: ModelFiles | None = None
 
 
 class Listener(_Fact):
@@ -93,6 +103,10 @@ class Service(_Fact):
     def port(self) -> int | None:
         return self.record.get("port")
 
+    @property
+    def shares_gpus(self) -> bool:
+        return bool(self.record.get("content", {}).get("share_gpus"))
+
 
 class HostFacts(_Fact):
     """Everything planning needs to know of one host."""
@@ -104,8 +118,9 @@ class HostFacts(_Fact):
     cdi: tuple[CdiSpec, ...] = ()
     engine: Engine = Engine()
     images: dict[str, bool] = {}
-    model: Model | None = None
-    checkpoint: bool = False
+    models: tuple[Model, ...] = ()
+    checkpoints: dict[str, ModelFiles | None] = {}
+    arguments: dict[str, dict[str, Any]] = {}
     listeners: tuple[Listener, ...] = ()
     disks: tuple[Disk, ...] = ()
     services: tuple[Service, ...] = ()
@@ -113,6 +128,11 @@ class HostFacts(_Fact):
 
     def service(self, name: str) -> Service | None:
         return next((service for service in self.services if service.name == name), None)
+
+    def model(self, repo: str, revision: str, hf_home: str) -> Model | None:
+        """The hub model as it was asked for."""
+        wanted = (repo, revision, hf_home)
+        return next((item for item in self.models if (item.repo, item.revision, item.hf_home) == wanted), None)
 
     def disk(self, path: str) -> Disk | None:
         return next((disk for disk in self.disks if disk.path == path), None)

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sglang_ops.planning.command import hf_home, option
+from sglang_ops.planning.command import arguments, hf_home, option
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.spec import Deployment
 
 
-def questions(deployment: Deployment, settings: Settings, image: ResolvedImage | None) -> dict[str, Any]:
+def questions(
+    deployments: Sequence[Deployment], settings: Settings, images: Sequence[ResolvedImage]
+) -> dict[str, Any]:
     """Parameters of the module `sglang_facts`."""
-    home = hf_home(deployment, settings)
-    repo, revision = repository(deployment)
-    endpoint = deployment.env_vars.get("HF_ENDPOINT")
-    model = {"repo": repo, "revision": revision, "hf_home": home} if repo else None
-    if model:
-        model["endpoint"] = endpoint.value if endpoint else settings.hf_endpoint
+    homes = [hf_home(deployment, settings) for deployment in deployments]
+    environments = [deployment.env_vars for deployment in deployments]
+    checkpoints = [deployment.checkpoint_path for deployment in deployments if deployment.checkpoint_path]
     return {
         "engine": settings.container_engine,
         "insecure_registries": list(settings.insecure_registries),
-        "wants_cdi": deployment.gpus_needed > 0,
-        "images": [image.digest_ref] if image else [],
-        "model": model,
-        "checkpoint": deployment.checkpoint_path,
-        "ports": [deployment.port],
-        "disks": [home],
-        "runtime": [value.value for value in deployment.env_vars.values() if value.kind == "runtime"],
+        "wants_cdi": bool(deployments),
+        "images": _unique(image.digest_ref for image in images),
+        "models": [_model(deployment, settings) for deployment in with_repository(deployments)],
+        "checkpoints": _unique(checkpoints),
+        "ports": _unique(deployment.port for deployment in deployments),
+        "disks": _unique(homes),
+        "runtime": _unique(
+            value.value for variables in environments for value in variables.values() if value.kind == "runtime"
+        ),
     }
+
+
+def with_repository(deployments: Sequence[Deployment]) -> list[Deployment]:
+    """Those that name a hub model, in the order of the module's `models` and `tokens`."""
+    return [deployment for deployment in deployments if deployment.hf_model_handle]
+
+
+def _model(deployment: Deployment, settings: Settings) -> dict[str, Any]:
+    repo, revision = repository(deployment)
+    endpoint = deployment.env_vars.get("HF_ENDPOINT")
+    return {
+        "repo": repo,
+        "revision": revision,
+        "hf_home": hf_home(deployment, settings),
+        "endpoint": endpoint.value if endpoint else settings.hf_endpoint,
+    }
+
+
+def _unique(items: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(items))
 
 
 def repository(deployment: Deployment) -> tuple[str | None, str]:
@@ -35,4 +57,4 @@ def repository(deployment: Deployment) -> tuple[str | None, str]:
     if deployment.hf_model_handle is None:
         return None, "main"
     repo, _, revision = deployment.hf_model_handle.partition("@")
-    return repo, revision or option(deployment.extra_args, "--revision") or "main"
+    return repo, revision or option(arguments(deployment), "--revision") or "main"

@@ -8,12 +8,14 @@ from typing import Any, Literal
 from sglang_ops.planning.command import (
     ModelSource,
     Mount,
+    arguments,
     container_environment,
     exec_start,
     mounts,
     option,
     server_argv,
 )
+from sglang_ops.planning.draft import Draft
 from sglang_ops.planning.facts import HostFacts, Service
 from sglang_ops.planning.release import release_id
 from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
@@ -46,6 +48,8 @@ class ServicePlan:
     gate: dict[str, Any]
     directories: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
+    why: str = ""
+    deployed_unit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Resolved:
             "secrets": self.fingerprints,
             "gpus": list(self.gpus),
             "unit": release_id({"unit": self.unit("")}),
+            **({"share_gpus": True} if self.deployment.share_gpus else {}),
         }
 
 
@@ -114,7 +119,7 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
     release = release_id(content)
     unit = resolved.unit(release)
     action, healthy = _action(facts.service(deployment.service_name), release, unit)
-    bound = option(deployment.extra_args, "--host")
+    bound = option(arguments(deployment), "--host")
     address = facts.address if bound in EVERYWHERE else bound
     return ServicePlan(
         name=deployment.service_name,
@@ -135,17 +140,9 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
     )
 
 
-def resolve(
-    deployment: Deployment,
-    facts: HostFacts,
-    settings: Settings,
-    image: ResolvedImage,
-    secrets: Secrets,
-    source: ModelSource,
-    chosen: tuple[int, ...],
-    flags: tuple[str, ...],
-) -> Resolved:
+def resolve(made: Draft, facts: HostFacts, settings: Settings) -> Resolved:
     """Put the decisions together: what the server sees in clear, what by file, what by no means."""
+    deployment = made.deployment
     hidden = [name for name, value in deployment.env_vars.items() if is_secret(name, value)]
     from_host = {
         name: facts.runtime.get(value.value) or ""
@@ -155,12 +152,12 @@ def resolve(
     return Resolved(
         deployment=deployment,
         settings=settings,
-        image=image,
-        source=source,
-        gpus=chosen,
-        device_flags=flags,
-        environment=container_environment(deployment, settings, source, hidden),
-        fingerprints=_given_to_server(deployment, secrets).fingerprints() | from_host,
+        image=made.wanted.image,
+        source=made.source,
+        gpus=made.gpus,
+        device_flags=made.flags,
+        environment=container_environment(deployment, settings, made.source, hidden),
+        fingerprints=_given_to_server(deployment, made.wanted.secrets).fingerprints() | from_host,
         engine_path=facts.engine.path or f"/usr/bin/{settings.container_engine}",
     )
 
@@ -189,7 +186,7 @@ def _outage(action: Action, settings: Settings) -> str:
 
 
 def _gate(deployment: Deployment, settings: Settings, release: str) -> dict[str, Any]:
-    bound = option(deployment.extra_args, "--host")
+    bound = option(arguments(deployment), "--host")
     return {
         "name": deployment.service_name,
         "release": release,

@@ -28,15 +28,20 @@ class Settings(BaseModel):
     drain_timeout: int = Field(300, ge=1)
     soak: int = Field(5, ge=0)
     restart_delay: int = Field(10, ge=0)
+    strict_arguments: bool = False
 
 
 @dataclass(frozen=True)
 class ResolvedImage:
-    """An image reference with the digest it stands for; `size_bytes` is what a pull moves."""
+    """An image reference with the digest it stands for; `size_bytes` is what a pull moves.
+
+    `release` is SGLang's, where the reference or a tag of the same digest tells it; "" where neither does.
+    """
 
     ref: str
     digest_ref: str
     size_bytes: int = 0
+    release: str = ""
 
     @property
     def digest(self) -> str:

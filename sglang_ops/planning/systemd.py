@@ -9,13 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_PLAIN = re.compile(r"^[A-Za-z0-9_@+=:,./-]+$")
+_PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
+_PATH = re.compile(r'[%"\\]')
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "%": "%%", "$": "$$"}
 
 
 def quote(argument: str) -> str:
     """One argument of an Exec line, such that the process receives exactly `argument`."""
-    if _PLAIN.match(argument):
+    if _PLAIN.fullmatch(argument):
         return argument
     escaped = "".join(_ESCAPES.get(char) or _printable(char) for char in argument)
     return f'"{escaped}"'
@@ -31,8 +32,12 @@ def command(groups: Sequence[Sequence[str]]) -> str:
 
 
 def paths(names: Sequence[str]) -> str:
-    """Paths for RequiresMountsFor=."""
-    return " ".join(quote(name) for name in names)
+    """Printable paths for RequiresMountsFor=: no variables there, and a backslash just shields the next character."""
+    return " ".join(name if _PLAIN.fullmatch(name) else f'"{_PATH.sub(_path_escape, name)}"' for name in names)
+
+
+def _path_escape(match: re.Match[str]) -> str:
+    return "%%" if match[0] == "%" else f"\\{match[0]}"
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def test_the_deployment_file_reaches_ansible_as_a_path_and_is_kept_redacted(
     deployment = yaml.safe_load(DEPLOYMENT)
     deployment["deployment"] |= {"env_vars": secrets, "extra_args": "--api-key canary-token-3 --log-level info"}
     (shell.home / "deployment.yaml").write_text(yaml.safe_dump(deployment))
-    seen = "{{ sglang_ops_deployment_file }} {{ lookup('env', 'HF_TOKEN') }} canary-token-2 canary-token-3"
+    seen = "{{ sglang_ops_deployment_files[0] }} {{ lookup('env', 'HF_TOKEN') }} canary-token-2 canary-token-3"
     shell.playbook("deploy", {"ansible.builtin.debug": {"msg": seen}})
     assert shell.run("deploy", "-i", "hosts.yml", "-v") == 0
     assert f"{shell.home / 'deployment.yaml'} canary-token-1" in shell.err  # what the user's own terminal may show
@@ -186,7 +186,7 @@ def test_the_deployment_file_reaches_ansible_as_a_path_and_is_kept_redacted(
 
 def test_keys_of_the_file_can_be_overridden(shell: Shell) -> None:
     shell.inventory("one")
-    show = "{{ lookup('file', sglang_ops_deployment_file) }} {{ other | type_debug }}"
+    show = "{{ lookup('file', sglang_ops_deployment_files[0]) }} {{ other | type_debug }}"
     shell.playbook("deploy", {"ansible.builtin.debug": {"msg": show}})
     words = ["-e", "deployment.port=9000", "-e", '{"deployment": {"env_vars": {"A": "b"}}}', "-e", "other=true"]
     assert shell.run("deploy", "-i", "hosts.yml", "-v", *words) == 0
@@ -200,7 +200,7 @@ def test_keys_of_the_file_can_be_overridden(shell: Shell) -> None:
 def test_the_inventory_may_hold_the_deployment(shell: Shell) -> None:
     (shell.home / "deployment.yaml").unlink()
     shell.inventory("one", "two", deployment=yaml.safe_load(DEPLOYMENT)["deployment"])
-    shell.playbook("deploy", {"ansible.builtin.debug": {"msg": "{{ lookup('file', sglang_ops_deployment_file) }}"}})
+    shell.playbook("deploy", {"ansible.builtin.debug": {"msg": "{{ lookup('file', sglang_ops_deployment_files[0]) }}"}})
     assert shell.run("deploy", "-i", "hosts.yml", "-v") == 0
     assert "served_model_name: tiny" in shell.err
 
@@ -218,7 +218,7 @@ def test_the_file_beside_the_inventory_is_found(shell: Shell) -> None:
     (shell.home / "fleet").mkdir()
     (shell.home / "deployment.yaml").rename(shell.home / "fleet" / "deployment.yaml")
     shell.inventory("one").rename(shell.home / "fleet" / "hosts.yml")
-    shell.playbook("deploy", {"ansible.builtin.debug": {"msg": "{{ sglang_ops_deployment_file }}"}})
+    shell.playbook("deploy", {"ansible.builtin.debug": {"msg": "{{ sglang_ops_deployment_files[0] }}"}})
     assert shell.run("deploy", "-i", "fleet/hosts.yml", "-v") == 0
     assert str(shell.home / "fleet" / "deployment.yaml") in shell.err
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_ops.planning import HostFacts, HostPlan, ResolvedImage, Secrets, Settings, plan
+from sglang_ops.planning import HostFacts, HostPlan, ResolvedImage, Secrets, Settings, Wanted, plan
 from sglang_ops.spec import Deployment, load_mapping
 
 DIGEST = "sha256:" + "ab" * 32
-IMAGE = ResolvedImage("lmsysorg/sglang:v0.5.23", f"lmsysorg/sglang@{DIGEST}", 1_000_000)
+IMAGE = ResolvedImage("lmsysorg/sglang:v0.5.23", f"lmsysorg/sglang@{DIGEST}", 1_000_000, "0.5.23")
 COMMIT = "c" * 40
+HOME = "/var/lib/sglang-ops/huggingface"
+MODEL = {"repo": "org/m", "hf_home": HOME, "commit": COMMIT, "cached": True, "bytes": 500}
 
 
 def cdi(count: int, *, hooks: bool = False) -> list[dict[str, str]]:
@@ -31,7 +33,7 @@ def host(*, gpus: int = 4, **changes: Any) -> HostFacts:
         "cdi": cdi(gpus),
         "engine": {"name": "docker", "path": "/usr/bin/docker", "version": "28.2.2", "running": True},
         "images": {IMAGE.digest_ref: True},
-        "model": {"repo": "org/m", "commit": COMMIT, "cached": True, "bytes": 500},
+        "models": [MODEL],
         "disks": [
             {"path": "/var/lib/docker", "free_bytes": 10**12, "device": 1},
             {"path": "/var/lib/sglang-ops/huggingface", "free_bytes": 10**12, "device": 1},
@@ -48,7 +50,7 @@ def deployment(**changes: Any) -> Deployment:
 def planned(
     wanted: Deployment, facts: HostFacts, settings: Settings | None = None, secrets: Secrets | None = None
 ) -> HostPlan:
-    return plan(wanted, facts, settings or Settings(), IMAGE, secrets or Secrets())
+    return plan([Wanted(wanted, IMAGE, secrets or Secrets())], facts, settings or Settings())
 
 
 def deployed(made: HostPlan, **changes: Any) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from situations import COMMIT, IMAGE, cdi, deployed, deployment, host, planned
+from situations import COMMIT, IMAGE, MODEL, cdi, deployed, deployment, host, planned
 
-from sglang_ops.planning import ResolvedImage, Secrets, Settings, plan
+from sglang_ops.planning import ResolvedImage, Secrets, Settings, Wanted, plan
+
+
+REFUSED = {"repo": "org/m", "hf_home": MODEL["hf_home"], "error": "needs a token"}
 
 
 def steps(made: object) -> list[str]:
@@ -14,7 +17,7 @@ def steps(made: object) -> list[str]:
 
 def test_blank_host_gets_every_step_in_order() -> None:
     facts = host(
-        images={}, model={"repo": "org/m", "commit": COMMIT, "bytes": 500},
+        images={}, models=[{**MODEL, "cached": False}],
         engine={"name": "docker", "pending": ["install docker.io"]},
     )
     made = planned(deployment(), facts)
@@ -67,8 +70,8 @@ def test_changed_arguments_are_the_reason_for_a_restart() -> None:
 
 def test_new_digest_behind_the_same_tag_is_a_new_release() -> None:
     first = planned(deployment(), host())
-    moved = ResolvedImage(IMAGE.ref, "lmsysorg/sglang@sha256:" + "cd" * 32, 5)
-    again = plan(deployment(), host(services=[deployed(first)]), Settings(), moved, Secrets())
+    moved = ResolvedImage(IMAGE.ref, "lmsysorg/sglang@sha256:" + "cd" * 32, 5, "0.5.23")
+    again = plan([Wanted(deployment(), moved)], host(services=[deployed(first)]), Settings())
     assert steps(again) == ["image", "restart"]
     assert "sglang@abababababab → sglang@cdcdcdcdcdcd" in again.steps[1].why
 
@@ -98,11 +101,11 @@ def test_hub_token_fetches_but_is_not_handed_to_an_offline_server() -> None:
 
 def test_hub_falls_back_to_the_checkpoint_and_says_so() -> None:
     wanted = deployment(checkpoint_path="/models/m")
-    made = planned(wanted, host(model={"repo": "org/m", "error": "needs a token"}, checkpoint=True))
+    made = planned(wanted, host(models=[REFUSED], checkpoints={"/models/m": {}}))
     assert "--model-path /checkpoint" in made.services[0].unit
     assert "source=/models/m,target=/checkpoint,readonly" in made.services[0].unit
     assert "serving /models/m instead" in made.warnings[0]
-    neither = planned(wanted, host(model={"repo": "org/m", "error": "needs a token"}, checkpoint=False))
+    neither = planned(wanted, host(models=[REFUSED], checkpoints={"/models/m": None}))
     assert ["needs a token" in neither.errors[0].message, "no config.json" in neither.errors[1].message] == [True, True]
 
 
@@ -126,11 +129,11 @@ def test_disk_counts_image_and_model_together_on_one_file_system() -> None:
         {"path": "/var/lib/docker", "free_bytes": 2_500_400, "device": 1},
         {"path": "/var/lib/sglang-ops/huggingface", "free_bytes": 2_500_400, "device": 1},
     ]
-    model = {"repo": "org/m", "commit": COMMIT, "bytes": 500}
-    made = planned(deployment(), host(images={}, model=model, disks=disks))
+    models = [{**MODEL, "cached": False}]
+    made = planned(deployment(), host(images={}, models=models, disks=disks))
     assert made.errors[0].check == "disk"
     disks[1] |= {"device": 2}
-    assert planned(deployment(), host(images={}, model=model, disks=disks)).errors == ()
+    assert planned(deployment(), host(images={}, models=models, disks=disks)).errors == ()
 
 
 def test_old_docker_gets_the_devices_spelled_out_unless_the_driver_needs_hooks() -> None:

@@ -1,0 +1,105 @@
+"""What is decided for one service before its release can be named, with every reason why it cannot run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sglang_ops.planning import devices, gpus
+from sglang_ops.planning.arguments import Judged, judge
+from sglang_ops.planning.checks import check_model, check_port, check_secrets
+from sglang_ops.planning.command import ModelSource, arguments, hf_home
+from sglang_ops.planning.facts import HostFacts, Model, Service
+from sglang_ops.planning.problems import Problem
+from sglang_ops.planning.questions import repository
+from sglang_ops.planning.settings import Settings
+from sglang_ops.planning.wanted import Wanted
+from sglang_ops.spec import Deployment, deployment_warnings
+
+
+@dataclass(frozen=True)
+class Draft:
+    """`wanted` with its arguments and sizes settled; `gpus` are the host's numbers, `flags` hand them over.
+
+    `asks` says that the image should list its arguments first, because nothing else tells its release.
+    """
+
+    wanted: Wanted
+    source: ModelSource
+    model: Model | None = None
+    gpus: tuple[int, ...] = ()
+    flags: tuple[str, ...] = ()
+    asks: bool = False
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def deployment(self) -> Deployment:
+        return self.wanted.deployment
+
+    @property
+    def fetch(self) -> bool:
+        """Whether the model must be downloaded."""
+        return self.source.repo is not None and not (self.model and self.model.cached)
+
+    def as_service(self) -> Service:
+        """How the next service sees this one."""
+        record: dict[str, Any] = {"gpus": list(self.gpus), "port": self.deployment.port}
+        record["content"] = {"share_gpus": self.deployment.share_gpus}
+        return Service(name=self.wanted.name, record=record, state="active")
+
+
+def draft(wanted: Wanted, now: HostFacts, facts: HostFacts, settings: Settings) -> Draft:
+    """Decide one service. `now` is the host as it is, `facts` the host as this service will find it."""
+    wanted, judged = _judged(wanted, facts, settings)
+    deployment = wanted.deployment
+    problems = [Problem("arguments", str(error)) for error in judged.errors]
+    model, source, model_problems = _model_source(deployment, facts, settings)
+    chosen, gpu_problems = gpus.choose(deployment, facts, now)
+    flags, device_problems = devices.flags(chosen, facts) if not gpu_problems else ((), [])
+    problems += model_problems + gpu_problems + device_problems
+    problems += check_secrets(wanted.secrets, facts) + check_port(deployment, facts, now) + check_model(source, model)
+    asks = not judged.exact and wanted.image.digest_ref not in facts.arguments
+    warnings = (*judged.warnings, *_warnings(deployment, source))
+    return Draft(wanted, source, model, chosen, flags, asks, tuple(problems), warnings)
+
+
+def _judged(wanted: Wanted, facts: HostFacts, settings: Settings) -> tuple[Wanted, Judged]:
+    """The deployment with arguments as the image's SGLang release takes them, and what was found out on the way."""
+    deployment, image = wanted.deployment, wanted.image
+    judged = judge(
+        arguments(deployment),
+        image.release or None,
+        image_list=facts.arguments.get(image.digest_ref),
+        strict=settings.strict_arguments,
+    )
+    if deployment.command is not None:  # the user's own words: judged, and left alone
+        return wanted, judged
+    return replace(wanted, deployment=deployment.model_copy(update={"extra_args": judged.arguments})), judged
+
+
+def _model_source(
+    deployment: Deployment, facts: HostFacts, settings: Settings
+) -> tuple[Model | None, ModelSource, list[Problem]]:
+    """The hub if the model is cached or can be had, else the local checkpoint, decided per host."""
+    repo, revision = repository(deployment)
+    model = facts.model(repo, revision, hf_home(deployment, settings)) if repo else None
+    if repo and model and model.commit and not model.error:
+        return model, ModelSource(repo=repo, commit=model.commit), []
+    if deployment.checkpoint_path and facts.checkpoints.get(deployment.checkpoint_path) is not None:
+        return None, ModelSource(directory=deployment.checkpoint_path), []
+    problems = []
+    if repo:
+        why = (model.error if model else None) or "the hub did not say which commit it is"
+        problems.append(Problem("model", f"model {repo} is not to be had on {facts.host}: {why}"))
+    if deployment.checkpoint_path:
+        message = f"checkpoint_path {deployment.checkpoint_path} on {facts.host} holds no model (no config.json)."
+        problems.append(Problem("model", f"{message} Copy the checkpoint there, or set hf_model_handle."))
+    return model, ModelSource(repo=repo), problems
+
+
+def _warnings(deployment: Deployment, source: ModelSource) -> list[str]:
+    warnings = list(deployment_warnings(deployment))
+    if deployment.hf_model_handle and source.directory:
+        warnings.append(f"{deployment.hf_model_handle} is not to be had; serving {source.directory} instead.")
+    return warnings
