@@ -13,11 +13,12 @@ from typing import Any
 from sglang_ops import catalog, registry
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets
-from sglang_ops.spec import Deployment, check_names, load, load_mapping
+from sglang_ops.spec import Deployment, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
-SECTIONS = ("deployment", "deployments")
+# What a host's variables may say, in the words of the deployment file; one of the first two must be there.
+SECTIONS = ("deployment", "deployments", "env_vars", "execution")
 
 
 def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployment, ...]:
@@ -29,10 +30,11 @@ def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployme
     overrides = plain(templar.template(task_vars.get("deployment_overrides") or {}))
     paths = plain(templar.template(task_vars.get(FILES_VARIABLE) or []))
     if paths:
-        files = [load(Path(path), host_overrides=overrides) for path in paths]
+        parts = divided([load(Path(path)) for path in paths], overrides)
+        files = [load(Path(path), host_overrides=part) for path, part in zip(paths, parts, strict=True)]
     else:
         given = {key: plain(templar.template(task_vars[key])) for key in SECTIONS if key in task_vars}
-        if not given:
+        if not given.keys() & set(SECTIONS[:2]):
             fix = "Pass a file with --config (or -e @deployment.yaml), or set the variable `deployment`."
             raise PreflightError("there is no deployment to work on.", fix=fix)
         files = [load_mapping(given, f"variable `{next(iter(given))}`", host_overrides=overrides)]

@@ -32,7 +32,8 @@ def remove(
     shown = ", ".join(names)
     if not yes:
         if not _common.interactive():
-            raise UsageError(f"remove would take {shown} away and there is no terminal to ask on.", fix="Add --yes.")
+            message = f"remove would take {shown} away and there is no terminal to ask on."
+            raise UsageError(message, fix="Add --yes.")
         also = " with image and records" if purge else ""
         if not _common.confirm(f"Remove {shown}{also} from the hosts of {' '.join(inventory)}?"):
             _common.stderr().print("Nothing was changed.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sglang_ops.catalog import releases
 from sglang_ops.planning.command import arguments, hf_home, option
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.spec import Deployment
@@ -22,6 +23,7 @@ def questions(
         "insecure_registries": list(settings.insecure_registries),
         "wants_cdi": bool(deployments),
         "images": _unique(image.digest_ref for image in images),
+        "arguments_of": _unique(image.digest_ref for image in images if image.release not in releases()),
         "models": [_model(deployment, settings) for deployment in with_repository(deployments)],
         "checkpoints": _unique(checkpoints),
         "ports": _unique(deployment.port for deployment in deployments),

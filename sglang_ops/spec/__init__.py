@@ -6,7 +6,7 @@ from sglang_ops.spec.file import DeploymentFile, check_names
 from sglang_ops.spec.launcher import Evaluation, Execution, Task
 from sglang_ops.spec.load import check, find_deployment_file, load, load_mapping
 from sglang_ops.spec.model import Deployment, Endpoints, EnvValue, Mount
-from sglang_ops.spec.overrides import REMOVED, lay_over, merged
+from sglang_ops.spec.overrides import REMOVED, divided, lay_over, merged
 from sglang_ops.spec.problems import SpecErrors, SpecProblem
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "check",
     "check_names",
     "deployment_warnings",
+    "divided",
     "find_deployment_file",
     "lay_over",
     "load",

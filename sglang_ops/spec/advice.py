@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
 from sglang_ops.spec.cache import cache_of
 from sglang_ops.spec.file import DeploymentFile
 from sglang_ops.spec.known import fields
 from sglang_ops.spec.model import Deployment
-from sglang_ops.spec.section import NO_EFFECT
+from sglang_ops.spec.section import NO_EFFECT, Section
 from sglang_ops.spec.values import EnvValue, is_secret
 
 _EXPANDED = re.compile(r"\$[A-Za-z_{(]|`")
@@ -64,7 +62,7 @@ def _written_out(variables: dict[str, EnvValue]) -> Iterator[str]:
             yield f"env_vars.{name} is written out in the file. {instead}"
 
 
-def _without_effect(section: BaseModel, path: str) -> Iterator[str]:
+def _without_effect(section: Section, path: str) -> Iterator[str]:
     """Keys of the launcher that the file sets to something and that do nothing here."""
     for name, field in fields(type(section)).items():
         attribute = next(key for key, known in type(section).model_fields.items() if known is field)
@@ -74,11 +72,11 @@ def _without_effect(section: BaseModel, path: str) -> Iterator[str]:
         if isinstance(extra, dict) and NO_EFFECT in extra:
             if not _is_nothing(where, value):
                 yield f"{where} has no effect here. {extra[NO_EFFECT]}".strip()
-        elif isinstance(value, BaseModel):
+        elif isinstance(value, Section):
             yield from _without_effect(value, f"{where}.")
         elif isinstance(value, dict):
             for key, item in value.items():
-                if isinstance(item, BaseModel):
+                if isinstance(item, Section):
                     yield from _without_effect(item, f"{where}.{key}.")
 
 

@@ -44,8 +44,9 @@ def problem(document: Document, detail: Any) -> SpecProblem:
     if kind == "literal_error" and location[-1] == "type":
         message = f"{given!r} cannot be served; this tool serves with SGLang only."
         return SpecProblem(path, line, message, "Write 'sglang'.")
+    fix = "Write how many GPUs, or auto." if location[-1:] == ["tensor_parallel_size"] else None
     message = str(detail["msg"]).replace("Input should be", "must be").replace("valid string", "text")
-    return SpecProblem(path, line, f"{message}{_found(path, given)}.")
+    return SpecProblem(path, line, f"{message}{_found(path, given)}.", fix)
 
 
 def _found(path: str, given: Any) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from sglang_ops.spec.file import DeploymentFile
 from sglang_ops.spec.model import Deployment
 from sglang_ops.spec.problems import SpecErrors, SpecProblem, nearest
 from sglang_ops.spec.yamlfile import Document
@@ -61,12 +62,27 @@ def with_host_overrides(document: Document, overrides: Mapping[str, Any]) -> Doc
     return lay_over(replace(document, source=f"{document.source} with {HOST_VARIABLE}"), section)
 
 
-def _unknown_names(overrides: Mapping[str, Any], named: Mapping[str, Any]) -> Iterator[SpecProblem]:
+def divided(files: Sequence[DeploymentFile], overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The part of a host's `deployment_overrides` that `with_host_overrides` takes for each of `files`: with one file
+    the whole, with several what stands under the names of their deployments. Raises SpecErrors."""
+    if len(files) == 1:
+        return [dict(overrides)]
+    names = [list(file.several or [file.deployment.service_name.removeprefix("sglang-")]) for file in files]
+    problems = list(_unknown_names(overrides, [name for of_file in names for name in of_file]))
+    if problems:
+        raise SpecErrors("the inventory", problems)
+    parts = [{name: overrides[name] for name in of_file if name in overrides} for of_file in names]
+    return [
+        part if file.several else dict(next(iter(part.values()), {})) for file, part in zip(files, parts, strict=True)
+    ]
+
+
+def _unknown_names(overrides: Mapping[str, Any], named: Collection[str]) -> Iterator[SpecProblem]:
     for name, keys in overrides.items():
         path = f"{HOST_VARIABLE}.{name}"
         if name not in named:
             known = ", ".join(map(str, named))
-            fix = nearest(str(name), map(str, named)) or f"The file has {known}."
+            fix = nearest(str(name), map(str, named)) or f"There are {known}."
             yield SpecProblem(path, None, "is no deployment of the file.", fix)
         elif not isinstance(keys, Mapping):
             yield SpecProblem(path, None, f"must be a mapping of keys to values, found {keys!r}.")

@@ -58,7 +58,7 @@ class EnvValue(BaseModel):
             if text.startswith(prefix):
                 name = text.removeprefix(prefix)
                 if not ENV_NAME.match(name):
-                    raise Mistake(f"'{text}' must name an environment variable after '{prefix}'.")
+                    raise Mistake(f"must have the name of an environment variable after '{prefix}'.")
                 return cls(kind=kind, value=name)  # type: ignore[arg-type]
         if "\0" in text:
             raise Mistake("must not contain a NUL character.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sglang_ops.spec import REMOVED, DeploymentFile, SpecErrors, check, lay_over
+from sglang_ops.spec import REMOVED, DeploymentFile, SpecErrors, check, divided, lay_over
 from sglang_ops.spec.yamlfile import Document, parse
 
 ONE = """\
@@ -112,7 +112,7 @@ def test_the_command_line_wins_over_the_host() -> None:
         ({"prot": 1}, ONE, "deployment_overrides.prot: is not a key of a deployment. Did you mean 'port'?"),
         ({"hosts": "a"}, ONE, "deployment_overrides.hosts: chooses hosts"),
         ({"qwem": {"port": 1}}, SEVERAL, "qwem: is no deployment of the file. Did you mean 'qwen'?"),
-        ({"port": 1}, SEVERAL, "deployment_overrides.port: is no deployment of the file. The file has llama, qwen."),
+        ({"port": 1}, SEVERAL, "deployment_overrides.port: is no deployment of the file. There are llama, qwen."),
         ({"qwen": 1}, SEVERAL, "deployment_overrides.qwen: must be a mapping"),
         ({"qwen": {"prot": 1}}, SEVERAL, "deployment_overrides.qwen.prot: is not a key of a deployment"),
         ({"port": 0}, ONE, "a.yaml with deployment_overrides has a mistake:\n  deployment.port: must be greater"),
@@ -121,6 +121,16 @@ def test_the_command_line_wins_over_the_host() -> None:
 )
 def test_mistakes_of_a_host_name_the_variable(overrides: Any, text: str, says: str) -> None:
     assert says in refused(overrides, text)
+
+
+def test_several_files_get_what_stands_under_their_names() -> None:
+    files = [check(document()), check(document(SEVERAL))]
+    overrides = {"m": {"port": 1}, "qwen": {"port": 2}}
+    assert divided(files, overrides) == [{"port": 1}, {"qwen": {"port": 2}}]
+    assert divided(files, {"llama": {"port": 3}}) == [{}, {"llama": {"port": 3}}]
+    assert divided(files[:1], {"port": 4}) == [{"port": 4}]
+    with pytest.raises(SpecErrors, match=r"deployment_overrides\.port: is no deployment.* There are m, llama, qwen"):
+        divided(files, {"port": 4})
 
 
 def test_the_document_itself_is_left_as_it_was() -> None:
