@@ -32,17 +32,22 @@ def ask(gate, properties, quick=False):
     """Layers asked of a service described by its `gate` record; `properties` are systemd's of its unit."""
     asked = []
     for name, question in QUESTIONS:
-        try:
-            asked.append(layer(name, True, question(gate, properties, quick)))
-        except Answer as answer:
-            asked.append(layer(name, False, str(answer)))
-        except socket.timeout:
-            asked.append(layer(name, False, "no answer in time"))
-        except (OSError, http.client.HTTPException) as error:
-            asked.append(layer(name, False, str(error) or type(error).__name__))
+        asked.append(answered(name, question, gate, properties, quick))
         if not asked[-1]["ok"]:
             break
     return asked
+
+
+def answered(name, question, *arguments):
+    """The layer `name`: what `question` returns, or how it was not answered."""
+    try:
+        return layer(name, True, question(*arguments))
+    except Answer as answer:
+        return layer(name, False, str(answer))
+    except socket.timeout:
+        return layer(name, False, "no answer in time")
+    except (OSError, http.client.HTTPException) as error:
+        return layer(name, False, str(error) or type(error).__name__)
 
 
 def _unit(_gate, properties, _quick):

@@ -30,15 +30,26 @@ options:
     type: list
     elements: str
     default: []
-  model:
-    description: Hub model to look for (repo, revision, hf_home, endpoint).
-    type: dict
-  token:
-    description: Hub token, used only where the model is not in the cache.
-    type: str
-  checkpoint:
-    description: Local model directory to look for.
-    type: str
+  arguments_of:
+    description: Images by digest whose lists of arguments are wanted, as far as M(sglang_image) has asked for them.
+    type: list
+    elements: str
+    default: []
+  models:
+    description: Hub models to look for (repo, revision, hf_home, endpoint).
+    type: list
+    elements: dict
+    default: []
+  tokens:
+    description: Hub tokens in the order of O(models), used only where a model is not in the cache.
+    type: list
+    elements: str
+    default: []
+  checkpoints:
+    description: Local model directories to look for.
+    type: list
+    elements: str
+    default: []
   ports:
     description: TCP ports whose listeners are to be named.
     type: list
@@ -76,6 +87,7 @@ facts:
 
 import os
 
+from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_model as models
@@ -159,16 +171,20 @@ def services(with_loads):
 
 def model_facts(wanted, token):
     """The model in the cache, else what the hub says of it."""
-    if not wanted:
-        return None
+    asked = {key: wanted[key] for key in ("repo", "revision", "hf_home")}
     cached = models.cached(wanted["hf_home"], wanted["repo"], wanted["revision"])
     if cached["complete"]:
-        return {"repo": wanted["repo"], "commit": cached["commit"], "cached": True, "bytes": cached["bytes"]}
+        return dict(asked, commit=cached["commit"], cached=True, bytes=cached["bytes"])
     try:
         source = models.inspect_source(wanted["repo"], wanted["revision"], wanted.get("endpoint"), token)
     except models.SourceError as error:
-        return {"repo": wanted["repo"], "error": str(error)}
-    return {"repo": wanted["repo"], "commit": source["commit"], "bytes": source["bytes"]}
+        return dict(asked, error=str(error))
+    return dict(asked, commit=source["commit"], bytes=source["bytes"])
+
+
+def checkpoint_files(path):
+    """What planning reads of a local model, None where there is none."""
+    return {} if os.path.isfile(os.path.join(path, "config.json")) else None
 
 
 def main():
@@ -178,9 +194,10 @@ def main():
             "insecure_registries": {"type": "list", "elements": "str", "default": []},
             "wants_cdi": {"type": "bool", "default": False},
             "images": {"type": "list", "elements": "str", "default": []},
-            "model": {"type": "dict"},
-            "token": {"type": "str", "no_log": True},
-            "checkpoint": {"type": "str"},
+            "arguments_of": {"type": "list", "elements": "str", "default": []},
+            "models": {"type": "list", "elements": "dict", "default": []},
+            "tokens": {"type": "list", "elements": "str", "default": [], "no_log": True},
+            "checkpoints": {"type": "list", "elements": "str", "default": []},
             "ports": {"type": "list", "elements": "int", "default": []},
             "disks": {"type": "list", "elements": "str", "default": []},
             "runtime": {"type": "list", "elements": "str", "default": []},
@@ -192,15 +209,16 @@ def main():
     found, error = gpus()
     engine = engines.facts(asked["engine"], asked["insecure_registries"], asked["wants_cdi"])
     known = store.runtime_environment() if asked["runtime"] else {}
-    checkpoint = asked["checkpoint"]
+    tokens = asked["tokens"] or [""] * len(asked["models"])
     facts = {
         "gpus": found,
         "gpu_error": error,
         "cdi": cdi_specs() if asked["wants_cdi"] else [],
         "engine": engine,
         "images": engines.present(asked["engine"], asked["images"]) if engine["running"] else {},
-        "model": model_facts(asked["model"], asked["token"]),
-        "checkpoint": bool(checkpoint) and os.path.isfile(os.path.join(checkpoint, "config.json")),
+        "arguments": arguments.known_of(asked["arguments_of"]),
+        "models": [model_facts(model, token or None) for model, token in zip(asked["models"], tokens)],
+        "checkpoints": {path: checkpoint_files(path) for path in asked["checkpoints"]},
         "listeners": listeners(asked["ports"]),
         "disks": [disk(path) for path in [engine["data_root"]] + asked["disks"]],
         "services": services(asked["loads"]),

@@ -25,6 +25,12 @@ options:
     description: Wait for the answers as long as each record's C(start_timeout) allows, then soak.
     type: bool
     default: true
+  features:
+    description: What each service that serves shall show beyond that; each is a further layer.
+    type: list
+    elements: str
+    choices: [json_schema, regex, vision]
+    default: []
   failure:
     description:
       - The failed result that led to a rollback. The module then says what serves now, and always fails.
@@ -51,6 +57,7 @@ sglang_ops:
 import time
 
 from ansible.module_utils import sglang_host_causes as causes
+from ansible.module_utils import sglang_host_features as features
 from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
@@ -159,6 +166,15 @@ def ask_once(gates):
     return asked
 
 
+def with_features(wanted, gate, layers, why, properties):
+    """What was asked of one service, and the features that it is to show after that."""
+    shown = features.ask(gate, wanted, layers)
+    failing = [item for item in shown if not item["ok"]]
+    if failing and not why:
+        why = "%s: %s" % (failing[0]["name"], failing[0]["detail"])
+    return gate, layers + shown, why, properties
+
+
 def outcome(gate, layers, why, properties):
     """The result for one service; the log is that of the start that was asked about."""
     ok = bool(layers) and all(item["ok"] for item in layers)
@@ -190,12 +206,13 @@ def after_rollback(failure, names, results):
     log = (failure.get("sglang_ops") or {}).get("log", [])
     services = [
         dict(told.get(name) or {"name": name, "release": None, "ok": False, "layers": [], "cause": cause, "log": log},
-             rolled_back_to=serving.get(name))
+             rolled_back_to=None if name in told and told[name]["ok"] else serving.get(name))
         for name in names
     ]
     if all(name in serving for name in names):
-        back = ", ".join("%s serves release %s again" % (name, serving[name]) for name in names)
-        hint, end = 3, "Rolled back: %s." % back
+        back = ["%s serves release %s again" % (item["name"], serving[item["name"]])
+                for item in services if item["rolled_back_to"]]
+        hint, end = 3, "Rolled back: %s." % ", ".join(back)
     else:
         down = [name for name in names if name not in serving]
         hint, end = 4, "%s does not serve on this host." % ", ".join(down)
@@ -218,6 +235,7 @@ def main():
             "services": {"type": "list", "elements": "dict", "default": []},
             "names": {"type": "list", "elements": "str", "default": []},
             "wait": {"type": "bool", "default": True},
+            "features": {"type": "list", "elements": "str", "default": [], "choices": sorted(features.FEATURES)},
             "failure": {"type": "dict"},
             "progress_token": {"type": "str", "no_log": False},
         },
@@ -229,10 +247,11 @@ def main():
     if module.params["wait"]:
         with Progress(module.params["progress_token"], step="gate") as progress:
             asked = wait_for(gates, progress)
-        results = [outcome(*item) for item in asked]
-        remember(results)
     else:
-        results = [outcome(*item) for item in ask_once(gates)]
+        asked = ask_once(gates)
+    results = [outcome(*with_features(module.params["features"], *item)) for item in asked]
+    if module.params["wait"]:
+        remember(results)
     if module.params["failure"]:
         module.fail_json(**after_rollback(module.params["failure"], module.params["names"], results))
     report = {"kind": "gate", "services": results}

@@ -10,6 +10,7 @@ description:
   - Images that are on the host already, by digest, are left alone; the registry is then not asked.
   - Uses the login that root has on the host (C(docker login), C(podman login)).
   - Refuses before it begins where the disk is too small.
+  - Can ask images which arguments their SGLang accepts; an image is asked once per host.
 options:
   engine:
     description: The container engine.
@@ -34,6 +35,14 @@ options:
         description: What the pull moves (compressed), for progress and for the check of the disk; 0 is unknown.
         type: int
         default: 0
+  ask:
+    description:
+      - Images by digest that are to list the arguments which their SGLang accepts.
+      - Each is started once, without network and GPUs, and its answer is kept under C(/var/lib/sglang-ops/arguments).
+      - An image that does not answer is a warning. In check mode only what was asked before is known.
+    type: list
+    elements: str
+    default: []
   progress_token:
     description: Name under which the module reports its progress on the host.
     type: str
@@ -46,17 +55,22 @@ EXAMPLES = r"""
     images:
       - ref: lmsysorg/sglang:v0.5.23
         digest_ref: lmsysorg/sglang@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+    ask:
+      - lmsysorg/sglang@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 """
 
 RETURN = r"""
 sglang_ops:
-  description: The images with their digests and compressed sizes.
+  description: >-
+    The images with their digests and compressed sizes, and under C(arguments) what those of O(ask) listed:
+    C(sglang) is the release, C(options) its options as in the files of sglang_ops/catalog.
   returned: always
   type: dict
 """
 
 import shutil
 
+from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils import sglang_host_image as images
 from ansible.module_utils.basic import AnsibleModule
@@ -83,6 +97,14 @@ def check(engine, missing, check_mode):
         images.check_space(image["ref"], image["size_bytes"], free_bytes(root), root)
 
 
+def ask_all(engine, refs, progress):
+    """Have the images list the arguments they accept, each once in its life here; returns why some do not."""
+    unknown = [ref for ref in dict.fromkeys(refs) if arguments.known(ref) is None]
+    if unknown:
+        progress.report("asking SGLang for its arguments")
+    return [why_not for why_not in (arguments.ask(engine, ref) for ref in unknown) if why_not]
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
@@ -92,12 +114,14 @@ def main():
                 "digest_ref": {"type": "str", "required": True},
                 "size_bytes": {"type": "int", "default": 0},
             }},
+            "ask": {"type": "list", "elements": "str", "default": []},
             "progress_token": {"type": "str", "no_log": False},
         },
         supports_check_mode=True,
     )
     engine = module.params["engine"]
     wanted = list({image["digest_ref"]: image for image in module.params["images"]}.values())
+    asked, warnings = module.params["ask"], []
     there = images.present(engine, [image["digest_ref"] for image in wanted])
     missing = [image for image in wanted if not there[image["digest_ref"]]]
     report = {"kind": "image", "images": [
@@ -112,13 +136,16 @@ def main():
     try:
         if missing:
             check(engine, missing, module.check_mode)
-        if missing and not module.check_mode:
+        if (missing or asked) and not module.check_mode:
             with Progress(module.params["progress_token"], "image") as progress:
                 pull_all(engine, missing, progress)
+                warnings = ask_all(engine, asked, progress)
     except images.PullError as error:
         hint = {"exit_hint": 7} if error.cause in REFUSALS else {}
         module.fail_json(msg=str(error), sglang_ops=report, **hint)
-    module.exit_json(changed=bool(missing), diff=diff, sglang_ops=report)
+    if asked:
+        report["arguments"] = arguments.known_of(asked)
+    module.exit_json(changed=bool(missing), diff=diff, sglang_ops=report, warnings=warnings)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def remove(
         if not _common.confirm(f"Remove {shown}{also} from the hosts of {' '.join(inventory)}?"):
             _common.stderr().print("Nothing was changed.")
             return ExitCode.ERROR
-    variables = {"sglang_server_purge": purge}
+    json, variables = output is Output.JSON, {"sglang_server_purge": purge}
     return _act.act(
-        "remove", target, context, service=None, config=None, names=names, json=output is Output.JSON, variables=variables
+        "remove", target, context, service=None, config=None, names=names, json=json, variables=variables
     )
