@@ -36,32 +36,33 @@ class Stalled(Exception):
     """No byte has come for too long."""
 
 
-def missing_bytes(hf_home: str, repo: str, source: dict) -> int:
-    return source["bytes"] - models.held(hf_home, repo, source["files"], reusable=True)
+def missing_bytes(hub: str, repo: str, source: dict) -> int:
+    return source["bytes"] - models.held(hub, repo, source["files"], reusable=True)
 
 
-def check_space(hf_home: str, repo: str, source: dict) -> None:
+def check_space(hub: str, repo: str, source: dict) -> None:
     """Refuse what cannot fit. Raises FetchError."""
-    need, free = missing_bytes(hf_home, repo, source), free_bytes(hf_home)
+    need, free = missing_bytes(hub, repo, source), free_bytes(hub)
     if need + _SPARE_BYTES > free:
         raise FetchError("%s needs %s more in %s, which has %s free. Free space there, or set HF_HOME in env_vars to a "
-                         "larger disk." % (repo, size(need), hf_home, size(free)))
+                         "larger disk." % (repo, size(need), hub, size(free)))
 
 
-def container_name(hf_home: str, repo: str) -> str:
+def container_name(hub: str, repo: str) -> str:
     """One per model and cache, so that a container left by a host that lost power is found again."""
-    return "sglang-ops-fetch-" + hashlib.sha256((hf_home + "\n" + repo).encode()).hexdigest()[:12]
+    return "sglang-ops-fetch-" + hashlib.sha256((hub + "\n" + repo).encode()).hexdigest()[:12]
 
 
 def command(engine: str, image: str, model: dict, source: dict, with_token: bool, xet: bool) -> list:
     """The container that downloads; what is secret is not in it. Pure."""
-    home = model["hf_home"]
-    variables = dict(_QUIET, HF_HOME=home)
+    hub = model["hub"]
+    home = os.path.dirname(hub) if os.path.basename(hub) == "hub" else hub  # where the transfer keeps its own files
+    variables = dict(_QUIET, HF_HOME=home, HF_HUB_CACHE=hub)
     if model.get("endpoint"):
         variables["HF_ENDPOINT"] = model["endpoint"]
     if not xet:
         variables["HF_HUB_DISABLE_XET"] = "1"
-    argv = [engine, "run", "--rm", "--name", container_name(home, model["repo"]), "--interactive", "--init",
+    argv = [engine, "run", "--rm", "--name", container_name(hub, model["repo"]), "--interactive", "--init",
             "--pull=never", "--network=host", "--log-driver=none", "--volume", "%s:%s" % (home, home)]
     if with_token:
         argv += ["--tmpfs", _PRIVATE]
@@ -93,23 +94,23 @@ def fetch(engine: str, image: str, model: dict, source: dict, token: str | None,
 
     A download that stands still is tried once more without xet, whose transfers are known to hang.
     """
-    repo, home = model["repo"], model["hf_home"]
-    os.makedirs(home, mode=0o755, exist_ok=True)
+    repo, hub = model["repo"], model["hub"]
+    os.makedirs(hub, mode=0o755, exist_ok=True)
     for xet in (True, False):
-        count = functools.partial(models.held, home, repo, source["files"])
+        count = functools.partial(models.held, hub, repo, source["files"])
         watch = Watch(count, source["bytes"], stall_seconds, progress.report)
         try:
-            with _no_container_left(engine, container_name(home, repo)), _no_partial_left(models.blobs(home, repo)):
+            with _no_container_left(engine, container_name(hub, repo)), _no_partial_left(models.blobs(hub, repo)):
                 argv = command(engine, image, model, source, bool(token), xet)
                 done = progress.run_child(argv, on_tick=watch.tick, stdin=token or "")
         except Stalled:
             progress.report("no data for %d s" % stall_seconds)
             continue
         if not done.ok:
-            raise FetchError(explain(repo, home, done))
-        models.remember(home, repo, model["revision"], source)
-        if not models.cached(home, repo, source["commit"])["complete"]:
-            raise FetchError("%s was downloaded to %s, yet files are missing or have the wrong size." % (repo, home))
+            raise FetchError(explain(repo, hub, done))
+        models.remember(hub, repo, model["revision"], source)
+        if not models.cached(hub, repo, source["commit"])["complete"]:
+            raise FetchError("%s was downloaded to %s, yet files are missing or have the wrong size." % (repo, hub))
         return
     raise FetchError("%s stands still: no data for %d s, twice. Check the network, or set HF_ENDPOINT to a mirror. "
                      "Files that are whole are kept, and the next deploy continues." % (repo, stall_seconds))
@@ -153,11 +154,11 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def explain(repo: str, hf_home: str, done) -> str:
+def explain(repo: str, hub: str, done) -> str:
     """The downloader's last words as one sentence. Pure."""
     text = done.stdout
     if "No space left on device" in text:
-        return "%s does not fit into %s: the disk is full. Free space there, then deploy again." % (repo, hf_home)
+        return "%s does not fit into %s: the disk is full. Free space there, then deploy again." % (repo, hub)
     if "neither hf nor huggingface-cli" in text:
-        return "%s cannot be downloaded: %s. Download it into %s yourself." % (repo, done.error, hf_home)
+        return "%s cannot be downloaded: %s. Download it into %s yourself." % (repo, done.error, hub)
     return "%s cannot be downloaded: %s" % (repo, done.error)

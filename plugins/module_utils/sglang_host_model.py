@@ -36,17 +36,17 @@ class SourceError(Exception):
         self.kind = kind
 
 
-def directory(hf_home: str, repo: str) -> str:
-    return os.path.join(hf_home, "hub", "models--" + repo.replace("/", "--"))
+def directory(hub: str, repo: str) -> str:
+    return os.path.join(hub, "models--" + repo.replace("/", "--"))
 
 
-def cached(hf_home: str, repo: str, revision: str) -> dict:
+def cached(hub: str, repo: str, revision: str) -> dict:
     """{"commit", "path", "complete", "bytes"} of a revision (branch, tag or commit) in the cache; asks nobody.
 
     A snapshot that others downloaded counts as complete where no link dangles, no shard that its index names is
     missing and no download is under way.
     """
-    home = directory(hf_home, repo)
+    home = directory(hub, repo)
     branch = "" if _COMMIT.fullmatch(revision) else read_text(os.path.join(home, "refs", revision)) or ""
     commit = branch.strip() or (revision if _COMMIT.fullmatch(revision) else "")
     path = os.path.join(home, "snapshots", commit)
@@ -95,26 +95,26 @@ def _record(home: str, commit: str) -> str:
     return os.path.join(home, ".sglang-ops", commit + ".json")
 
 
-def remember(hf_home: str, repo: str, revision: str, source: dict) -> None:
+def remember(hub: str, repo: str, revision: str, source: dict) -> None:
     """Record a whole snapshot, and the branch it is of, which a download by commit does not write.
 
     Without the branch an offline server would not find a model that is named without its commit.
     """
-    home = directory(hf_home, repo)
+    home = directory(hub, repo)
     write_atomic(_record(home, source["commit"]), json.dumps({item["name"]: item["size"] for item in source["files"]}))
     if not _COMMIT.fullmatch(revision):
         write_atomic(os.path.join(home, "refs", revision), source["commit"])
 
 
-def blobs(hf_home: str, repo: str) -> str:
-    return os.path.join(directory(hf_home, repo), "blobs")
+def blobs(hub: str, repo: str) -> str:
+    return os.path.join(directory(hub, repo), "blobs")
 
 
-def held(hf_home: str, repo: str, files, reusable: bool = False) -> int:
+def held(hub: str, repo: str, files, reusable: bool = False) -> int:
     """Bytes of `files` that are in the cache, files under way included; with `reusable`, only what the next
     download will not fetch again."""
     present = {}  # type: dict[str, int]
-    home = blobs(hf_home, repo)
+    home = blobs(hub, repo)
     for name in os.listdir(home) if os.path.isdir(home) else ():
         blob = name.partition(".")[0]
         if not (reusable and PRIVATE_PARTIAL.search(name)):

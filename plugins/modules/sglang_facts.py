@@ -36,7 +36,7 @@ options:
     elements: str
     default: []
   models:
-    description: Hub models to look for (repo, revision, hf_home, endpoint).
+    description: Hub models to look for (repo, revision, hub: the cache's directory, endpoint).
     type: list
     elements: dict
     default: []
@@ -171,8 +171,8 @@ def services(with_loads):
 
 def model_facts(wanted, token):
     """The model in the cache, else what the hub says of it."""
-    asked = {key: wanted[key] for key in ("repo", "revision", "hf_home")}
-    cached = models.cached(wanted["hf_home"], wanted["repo"], wanted["revision"])
+    asked = {key: wanted[key] for key in ("repo", "revision", "hub")}
+    cached = models.cached(wanted["hub"], wanted["repo"], wanted["revision"])
     if cached["complete"]:
         return dict(asked, commit=cached["commit"], cached=True, bytes=cached["bytes"])
     try:

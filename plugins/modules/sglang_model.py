@@ -39,7 +39,7 @@ options:
         description: The commit that O(models[].revision) stood for when the run was planned; empty asks the hub.
         type: str
         default: ""
-      hf_home:
+      hub:
         description: The cache's directory on the host.
         type: path
         required: true
@@ -68,7 +68,7 @@ EXAMPLES = r"""
     models:
       - repo: Qwen/Qwen3-8B
         image: lmsysorg/sglang@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
-        hf_home: /data/huggingface
+        hub: /data/huggingface/hub
 """
 
 RETURN = r"""
@@ -89,27 +89,27 @@ from ansible.module_utils.sglang_host_progress import Progress
 
 
 def described(model, commit, count):
-    path = os.path.join(models.directory(model["hf_home"], model["repo"]), "snapshots", commit or "")
+    path = os.path.join(models.directory(model["hub"], model["repo"]), "snapshots", commit or "")
     return {"repo": model["repo"], "revision": commit, "path": path, "bytes": count}
 
 
 def with_tokens(wanted, tokens):
     """Each model once, with its token. Pure."""
     pairs = [dict(model, token=token) for model, token in zip(wanted, tokens or [""] * len(wanted))]
-    return list({(model["hf_home"], model["repo"], model["revision"]): model for model in pairs}.values())
+    return list({(model["hub"], model["repo"], model["revision"]): model for model in pairs}.values())
 
 
 def survey(wanted):
     """[(model, source or None where it is cached, description)]. Raises SourceError, FetchError."""
     found = []
     for model in wanted:
-        there = models.cached(model["hf_home"], model["repo"], model["revision"])
+        there = models.cached(model["hub"], model["repo"], model["revision"])
         if there["complete"]:
             found.append((model, None, described(model, there["commit"], there["bytes"])))
             continue
         revision = model["commit"] or model["revision"]
         source = models.inspect_source(model["repo"], revision, model["endpoint"], model["token"] or None)
-        fetching.check_space(model["hf_home"], model["repo"], source)
+        fetching.check_space(model["hub"], model["repo"], source)
         found.append((model, source, described(model, source["commit"], source["bytes"])))
     return found
 
@@ -135,7 +135,7 @@ def main():
                 "repo": {"type": "str", "required": True},
                 "revision": {"type": "str", "default": "main"},
                 "commit": {"type": "str", "default": ""},
-                "hf_home": {"type": "path", "required": True},
+                "hub": {"type": "path", "required": True},
                 "endpoint": {"type": "str", "default": ""},
             }},
             "tokens": {"type": "list", "elements": "str", "default": [], "no_log": True},
@@ -156,7 +156,7 @@ def main():
     report["models"] = [description for _, _, description in found]
     missing = [(model, source) for model, source, _ in found if source]
     lines = ["%s@%s: %s to download" % (model["repo"], source["commit"][:12],
-                                        size(fetching.missing_bytes(model["hf_home"], model["repo"], source)))
+                                        size(fetching.missing_bytes(model["hub"], model["repo"], source)))
              for model, source in missing]
     diff = {"before_header": "models", "after_header": "models",
             "before": "", "after": "".join(line + "\n" for line in lines)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sglang_ops.planning.command import ModelSource, hf_home
+from sglang_ops.planning.command import ModelSource, hub_cache
 from sglang_ops.planning.facts import HostFacts, Model
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.settings import Secrets, Settings
@@ -86,4 +86,4 @@ def _downloads(drafts: Sequence[Draft], facts: HostFacts, settings: Settings) ->
         if not facts.images.get(image.digest_ref):
             yield facts.engine.data_root, f"image {image.ref}", int(image.size_bytes * UNPACKED_PER_PULLED)
         if made.fetch and made.model:
-            yield hf_home(made.deployment, settings), f"model {made.deployment.hf_model_handle}", made.model.bytes
+            yield hub_cache(made.deployment, settings), f"model {made.deployment.hf_model_handle}", made.model.bytes

@@ -131,9 +131,9 @@ def container_environment(
     return environment
 
 
-def hf_home(deployment: Deployment, settings: Settings) -> str:
-    """The Hugging Face cache on the host."""
-    return cache_of(deployment, settings.hf_home).host_home
+def hub_cache(deployment: Deployment, settings: Settings) -> str:
+    """The host's directory of hub models: what HF_HUB_CACHE means for a program on the host."""
+    return cache_of(deployment, settings.hf_home).host_hub
 
 
 def mounts(deployment: Deployment, settings: Settings, source: ModelSource) -> tuple[Mount, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from sglang_ops.planning import devices, gpus
 from sglang_ops.planning.arguments import Judged, judge
 from sglang_ops.planning.checks import check_model, check_port, check_secrets
-from sglang_ops.planning.command import ModelSource, arguments, hf_home
+from sglang_ops.planning.command import ModelSource, arguments, hub_cache
 from sglang_ops.planning.facts import HostFacts, Model, Service
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.questions import repository
@@ -83,7 +83,7 @@ def _model_source(
 ) -> tuple[Model | None, ModelSource, list[Problem]]:
     """The hub if the model is cached or can be had, else the local checkpoint, decided per host."""
     repo, revision = repository(deployment)
-    model = facts.model(repo, revision, hf_home(deployment, settings)) if repo else None
+    model = facts.model(repo, revision, hub_cache(deployment, settings)) if repo else None
     if repo and model and model.commit and not model.error:
         return model, ModelSource(repo=repo, commit=model.commit), []
     if deployment.checkpoint_path and facts.checkpoints.get(deployment.checkpoint_path) is not None:

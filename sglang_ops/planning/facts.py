@@ -53,7 +53,7 @@ class Model(_Fact):
 
     repo: str
     revision: str = "main"
-    hf_home: str = ""
+    hub: str = ""
     commit: str | None = None
     cached: bool = False
     bytes: int = 0
@@ -129,10 +129,10 @@ class HostFacts(_Fact):
     def service(self, name: str) -> Service | None:
         return next((service for service in self.services if service.name == name), None)
 
-    def model(self, repo: str, revision: str, hf_home: str) -> Model | None:
+    def model(self, repo: str, revision: str, hub: str) -> Model | None:
         """The hub model as it was asked for."""
-        wanted = (repo, revision, hf_home)
-        return next((item for item in self.models if (item.repo, item.revision, item.hf_home) == wanted), None)
+        wanted = (repo, revision, hub)
+        return next((item for item in self.models if (item.repo, item.revision, item.hub) == wanted), None)
 
     def disk(self, path: str) -> Disk | None:
         return next((disk for disk in self.disks if disk.path == path), None)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sglang_ops.planning.checks import check_disks, check_engine
-from sglang_ops.planning.command import hf_home
+from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.draft import Draft, draft
 from sglang_ops.planning.facts import HostFacts
 from sglang_ops.planning.problems import Problem
@@ -91,7 +91,7 @@ def _models(drafts: Sequence[Draft], settings: Settings) -> tuple[dict[str, Any]
             "repo": made.source.repo,
             "revision": repository(made.deployment)[1],
             "commit": made.source.commit,
-            "hf_home": hf_home(made.deployment, settings),
+            "hub": hub_cache(made.deployment, settings),
             "endpoint": _endpoint(made, settings),
         }
         for made in missing

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sglang_ops.catalog import releases
-from sglang_ops.planning.command import arguments, hf_home, option
+from sglang_ops.planning.command import arguments, hub_cache, option
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.spec import Deployment
 
@@ -15,7 +15,7 @@ def questions(
     deployments: Sequence[Deployment], settings: Settings, images: Sequence[ResolvedImage]
 ) -> dict[str, Any]:
     """Parameters of the module `sglang_facts`."""
-    homes = [hf_home(deployment, settings) for deployment in deployments]
+    hubs = [hub_cache(deployment, settings) for deployment in deployments]
     environments = [deployment.env_vars for deployment in deployments]
     checkpoints = [deployment.checkpoint_path for deployment in deployments if deployment.checkpoint_path]
     return {
@@ -27,7 +27,7 @@ def questions(
         "models": [_model(deployment, settings) for deployment in with_repository(deployments)],
         "checkpoints": _unique(checkpoints),
         "ports": _unique(deployment.port for deployment in deployments),
-        "disks": _unique(homes),
+        "disks": _unique(hubs),
         "runtime": _unique(
             value.value for variables in environments for value in variables.values() if value.kind == "runtime"
         ),
@@ -45,7 +45,7 @@ def _model(deployment: Deployment, settings: Settings) -> dict[str, Any]:
     return {
         "repo": repo,
         "revision": revision,
-        "hf_home": hf_home(deployment, settings),
+        "hub": hub_cache(deployment, settings),
         "endpoint": endpoint.value if endpoint else settings.hf_endpoint,
     }
 

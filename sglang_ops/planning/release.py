@@ -35,14 +35,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _argument_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
     removed = [word for word in before if word not in after]
     added = [word for word in after if word not in before]
-    changes = [f"arguments {' '.join(removed)} removed"] if removed else []
-    changes += [f"arguments {' '.join(added)} added"] if added else []
+    changes = [f"arguments {' '.join(map(short, removed))} removed"] if removed else []
+    changes += [f"arguments {' '.join(map(short, added))} added"] if added else []
     return changes or ["arguments reordered"]
 
 
 def short(value: object) -> str:
     """A value as a line of a table can hold it: digests by their first 12 digits, long text cut."""
-    text = str(value)
+    text = " ".join(str(value).split())
     if "@sha256:" in text:
         name, _, digest = text.partition("@sha256:")
         return f"{name.rpartition('/')[2]}@{digest[:12]}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ansible.module_utils import sglang_host_api as api
+from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils import sglang_host_image as images
 from ansible.module_utils.sglang_host_command import Output
@@ -153,8 +154,8 @@ class TestLogin:
         assert api.registry_auth(NAME, str(tmp_path / "none.json")) is None
 
 
-class TestModule:
-    """main(), in front of a docker that is not one."""
+class Docker:
+    """A docker that is not one, around every test."""
 
     @pytest.fixture(autouse=True)
     def host(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -173,6 +174,10 @@ class TestModule:
 
     def arrive(self) -> None:
         self.engine.answers[f"/images/{DIGEST_REF}/json"] = (200, {"Id": "x"})
+
+
+class TestModule(Docker):
+    """main(), in front of it."""
 
     def test_a_missing_image_is_pulled_by_digest_and_tagged(self) -> None:
         left = run(module, images=self.images)
@@ -247,3 +252,44 @@ class TestModule:
     def test_the_same_image_twice_is_one(self) -> None:
         run(module, images=self.images * 2)
         assert self.engine.asked.count(PULL_ROUTE) == 1
+
+
+class TestAsk(Docker):
+    """An image lists its arguments once it is there; no answer is no failure."""
+
+    LISTED: ClassVar = {"sglang": "0.6.0", "options": [{"flags": ["--model-path"]}]}
+
+    @pytest.fixture(autouse=True)
+    def answers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.why_not: str | None = None
+        monkeypatch.setattr(arguments, "STORE", str(tmp_path / "kept"))
+        monkeypatch.setattr(arguments, "ask", self.ask)
+
+    def ask(self, engine: str, ref: str) -> str | None:
+        self.asked.append(ref)
+        assert (engine, f"/images/{ref}/json" in self.engine.answers) == ("docker", True)
+        if self.why_not is None:
+            Path(arguments.path(ref)).parent.mkdir()
+            Path(arguments.path(ref)).write_text(json.dumps(self.LISTED))
+        return self.why_not
+
+    def test_it_is_pulled_then_asked_once(self) -> None:
+        for changed in (True, False):
+            left = run(module, images=self.images, ask=[DIGEST_REF, DIGEST_REF])
+            assert left.result["changed"] is changed
+            assert left.result["sglang_ops"]["arguments"] == {DIGEST_REF: self.LISTED}
+            assert left.result["warnings"] == []
+        assert self.asked == [DIGEST_REF]
+
+    def test_no_answer_is_a_warning(self) -> None:
+        self.why_not = "it holds no SGLang."
+        left = run(module, images=self.images, ask=[DIGEST_REF])
+        assert not left.failed
+        assert left.result["warnings"] == ["it holds no SGLang."]
+        assert left.result["sglang_ops"]["arguments"] == {}
+
+    def test_check_mode_asks_no_image(self) -> None:
+        left = run(module, check=True, images=self.images, ask=[DIGEST_REF])
+        assert left.result["sglang_ops"]["arguments"] == {}
+        assert self.asked == []

@@ -30,9 +30,9 @@ SOURCE = {"commit": COMMIT, "files": FILES, "all": True, "bytes": len(CONFIG) + 
 CONTENT = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
 
 
-def place(hf_home: Path, *names: str, branch: str | None = None) -> Path:
+def place(hub: Path, *names: str, branch: str | None = None) -> Path:
     """Files of the model in the cache, as huggingface_hub lays them out. Returns the repository's directory."""
-    home = Path(models.directory(str(hf_home), REPO))
+    home = Path(models.directory(str(hub), REPO))
     snapshot = home / "snapshots" / COMMIT
     snapshot.mkdir(parents=True, exist_ok=True)
     (home / "blobs").mkdir(exist_ok=True)
@@ -46,8 +46,8 @@ def place(hf_home: Path, *names: str, branch: str | None = None) -> Path:
     return home
 
 
-def cached(hf_home: Path, revision: str = "main") -> dict[str, Any]:
-    found: dict[str, Any] = models.cached(str(hf_home), REPO, revision)
+def cached(hub: Path, revision: str = "main") -> dict[str, Any]:
+    found: dict[str, Any] = models.cached(str(hub), REPO, revision)
     return found
 
 
@@ -217,7 +217,7 @@ class TestSource:
         assert caught.value.kind == "unreachable"
 
 
-MODEL = {"repo": REPO, "revision": "main", "hf_home": "/data/hf", "endpoint": "http://hub:8080"}
+MODEL = {"repo": REPO, "revision": "main", "hub": "/data/hf/hub", "endpoint": "http://hub:8080"}
 
 
 class TestCommand:
@@ -228,10 +228,15 @@ class TestCommand:
         assert argv[:3] == ["docker", "run", "--rm"]
         assert {"--init", "--pull=never", "--network=host", "--interactive"} <= set(argv)
         assert argv[argv.index("--volume") + 1] == "/data/hf:/data/hf"
-        assert {"HF_HOME=/data/hf", "HF_ENDPOINT=http://hub:8080"} <= set(argv)
+        assert {"HF_HOME=/data/hf", "HF_HUB_CACHE=/data/hf/hub", "HF_ENDPOINT=http://hub:8080"} <= set(argv)
         assert argv[-3:] == ["--revision", COMMIT, REPO]
         assert not {word for word in argv if "TOKEN" in word and word != fetching._SCRIPT}
         assert "HF_HUB_DISABLE_XET=1" not in argv
+
+    def test_a_cache_of_its_own_name_is_all_that_it_sees(self) -> None:
+        argv = fetching.command("docker", IMAGE, MODEL | {"hub": "/fast"}, SOURCE, with_token=False, xet=True)
+        assert argv[argv.index("--volume") + 1] == "/fast:/fast"
+        assert {"HF_HOME=/fast", "HF_HUB_CACHE=/fast"} <= set(argv)
 
     def test_without_xet_and_with_some_of_the_files(self) -> None:
         argv = fetching.command("podman", IMAGE, MODEL, SOURCE | {"all": False}, with_token=True, xet=False)
@@ -277,7 +282,7 @@ class TestModule:
 
     @pytest.fixture(autouse=True)
     def host(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: str) -> None:
-        """An engine whose container is a script; `$HF_HOME` is the cache, `fake` says how it behaves."""
+        """An engine whose container is a script; `$HF_HUB_CACHE` is the cache, `fake` says how it behaves."""
         self.home = tmp_path / "cache"
         self.log = tmp_path / "log"
         self.fake = tmp_path / "fake"
@@ -304,7 +309,7 @@ class TestModule:
         monkeypatch.setattr(images, "present", lambda _engine, refs: dict.fromkeys(refs, True))
         monkeypatch.setattr(fetching, "_SPARE_BYTES", 0)
         self.arguments: dict[str, Any] = {
-            "image": IMAGE, "models": [{"repo": REPO, "hf_home": str(self.home), "endpoint": hub}],
+            "models": [{"image": IMAGE, "repo": REPO, "hub": str(self.home), "endpoint": hub}],
         }  # fmt: skip
 
     def runs(self) -> list[str]:
@@ -316,7 +321,7 @@ class TestModule:
         left = run(module, **self.arguments)
         assert not left.failed
         assert left.result["changed"]
-        path = str(self.home / "hub" / "models--lab--tiny" / "snapshots" / COMMIT)
+        path = str(self.home / "models--lab--tiny" / "snapshots" / COMMIT)
         assert left.result["sglang_ops"] == {
             "kind": "model", "models": [{"repo": REPO, "revision": COMMIT, "path": path, "bytes": 5002}],
         }  # fmt: skip
@@ -336,7 +341,7 @@ class TestModule:
 
     def test_the_token_travels_on_standard_input_only(self, tmp_path: Path) -> None:
         self.fake.write_text(self.whole)
-        left = run(module, token="hf_secret", **self.arguments)
+        left = run(module, tokens=["hf_secret"], **self.arguments)
         assert (tmp_path / "stdin").read_text() == "hf_secret"
         assert "hf_secret" not in self.log.read_text()
         assert "hf_secret" not in json.dumps(left.result)

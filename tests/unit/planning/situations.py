@@ -10,8 +10,8 @@ from sglang_ops.spec import Deployment, load_mapping
 DIGEST = "sha256:" + "ab" * 32
 IMAGE = ResolvedImage("lmsysorg/sglang:v0.5.23", f"lmsysorg/sglang@{DIGEST}", 1_000_000, "0.5.23")
 COMMIT = "c" * 40
-HOME = "/var/lib/sglang-ops/huggingface"
-MODEL = {"repo": "org/m", "hf_home": HOME, "commit": COMMIT, "cached": True, "bytes": 500}
+HUB = "/var/lib/sglang-ops/huggingface/hub"
+MODEL = {"repo": "org/m", "hub": HUB, "commit": COMMIT, "cached": True, "bytes": 500}
 
 
 def cdi(count: int, *, hooks: bool = False) -> list[dict[str, str]]:
@@ -36,7 +36,7 @@ def host(*, gpus: int = 4, **changes: Any) -> HostFacts:
         "models": [MODEL],
         "disks": [
             {"path": "/var/lib/docker", "free_bytes": 10**12, "device": 1},
-            {"path": "/var/lib/sglang-ops/huggingface", "free_bytes": 10**12, "device": 1},
+            {"path": HUB, "free_bytes": 10**12, "device": 1},
         ],
     }
     return HostFacts.model_validate(facts | changes)

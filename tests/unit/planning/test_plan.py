@@ -8,7 +8,7 @@ from situations import COMMIT, IMAGE, MODEL, cdi, deployed, deployment, host, pl
 from sglang_ops.planning import ResolvedImage, Secrets, Settings, Wanted, plan
 
 
-REFUSED = {"repo": "org/m", "hf_home": MODEL["hf_home"], "error": "needs a token"}
+REFUSED = {"repo": "org/m", "hub": MODEL["hub"], "error": "needs a token"}
 
 
 def steps(made: object) -> list[str]:
@@ -127,7 +127,7 @@ def test_own_listener_is_no_clash() -> None:
 def test_disk_counts_image_and_model_together_on_one_file_system() -> None:
     disks = [
         {"path": "/var/lib/docker", "free_bytes": 2_500_400, "device": 1},
-        {"path": "/var/lib/sglang-ops/huggingface", "free_bytes": 2_500_400, "device": 1},
+        {"path": "/var/lib/sglang-ops/huggingface/hub", "free_bytes": 2_500_400, "device": 1},
     ]
     models = [{**MODEL, "cached": False}]
     made = planned(deployment(), host(images={}, models=models, disks=disks))

@@ -83,9 +83,9 @@ def test_sharing_needs_the_consent_of_both() -> None:
 
 
 def test_models_that_two_share_are_fetched_once_and_counted_once() -> None:
-    missing = [{"repo": "org/m", "hf_home": "/var/lib/sglang-ops/huggingface", "commit": "c" * 40, "bytes": 500}]
+    missing = [{"repo": "org/m", "hub": "/var/lib/sglang-ops/huggingface/hub", "commit": "c" * 40, "bytes": 500}]
     disks = [{"path": "/var/lib/docker", "free_bytes": 10**12, "device": 1},
-             {"path": "/var/lib/sglang-ops/huggingface", "free_bytes": 700, "device": 2}]
+             {"path": "/var/lib/sglang-ops/huggingface/hub", "free_bytes": 700, "device": 2}]
     made = several(host(models=missing, disks=disks), one("a", 8000), one("b", 8001))
     assert made.errors == ()
     assert [step.step for step in made.steps] == ["model", "start", "start"]
