@@ -63,6 +63,7 @@ def release_of(image: str) -> str | None:
     return matched[1] if matched else None
 
 
+@functools.cache
 def catalogue(release: str) -> Catalogue:
     """The arguments of a release in the catalogue. Raises KeyError for others; see `neighbours`."""
     return from_image(_read(release))

@@ -84,7 +84,7 @@ class _Verdict:
     def on(self, part: Use | Stray) -> None:
         if isinstance(part, Stray):
             self.arguments.append(part.word)
-            self._error(f"'{part.word}' belongs to no argument, and {self._sglang} refuses it.", "Remove it.")
+            self._error(f"{_shown(part.word)} belongs to no argument, and {self._sglang} refuses it.", "Remove it.")
         elif part.option is None:
             self.arguments += part.words()
             self._ambiguous(part) if part.candidates else self._unknown(part)
@@ -97,12 +97,13 @@ class _Verdict:
             self._known(part.flag, part, part.option)
 
     def _unknown(self, use: Use) -> None:
-        told, fix = f"{use.flag} is not an argument of {self._sglang}", _nearest(use.flag, self._by.catalogue.flags)
+        told = f"{_name(use.flag)} is not an argument of {self._sglang}"
+        fix = _nearest(use.flag, self._by.catalogue.flags)
         first, last = first_with(use.flag), last_with(use.flag)
         if first and last:
             said = catalogue(last).flags[use.flag].help
             told += f"; {first} to {last} have it"
-            fix = f"SGLang {last} says: {said}" if said else f"Remove it, or use an image of SGLang {last}."
+            fix = f"SGLang {last} says: {_sentence(said)}" if said else f"Remove it, or use an image of SGLang {last}."
         self._error(f"{told}.", fix)
 
     def _ambiguous(self, use: Use) -> None:
@@ -130,7 +131,7 @@ class _Verdict:
             if self._right_number(use.flag, use, option):
                 self._values(use.flag, use.values, option)
         self.arguments += words
-        self._rewritten(use.flag, " ".join(words), new.why or self._when_gone(use.flag))
+        self._rewritten(use.flag, _name(" ".join(words)), new.why or self._when_gone(use.flag))
 
     def _when_gone(self, flag: str) -> str:
         """The release in which an argument went, as far as the catalogue's steps tell."""
@@ -152,12 +153,14 @@ class _Verdict:
         if option.deprecated:
             self._deprecated(flag, option)
         if flag == "--config" and use.attached:
-            self.warnings.append(f"SGLang ignores --config={use.values[0]}. Write it as two: --config {use.values[0]}.")
+            path = _name(use.values[0])
+            self.warnings.append(f"SGLang ignores --config={path}. Write it as two: --config {path}.")
 
     def _right_number(self, flag: str, use: Use, option: Option) -> bool:
         least, most = option.values
         if use.attached and most == 0:
-            self._error(f"{flag} takes no value, and has '{use.values[0]}'.", f"Write {flag} alone, or remove it.")
+            told = f"{flag} takes no value, and has {_shown(use.values[0])}."
+            self._error(told, f"Write {flag} alone, or remove it.")
         elif len(use.values) < least:
             needs = "a value" if least == 1 else f"{least} values"
             self._error(f"{flag} needs {needs}, and has {len(use.values) or 'none'}.", f"Write one after {flag}.")
@@ -170,21 +173,21 @@ class _Verdict:
             try:
                 value = option.read(text)
             except ValueError:
-                self._error(f"{flag} is '{text}', which is not {_kind(option)}.", f"Give it {_kind(option)}.")
+                self._error(f"{flag} is {_shown(text)}, which is not {_kind(option)}.", f"Give it {_kind(option)}.")
                 continue
             if option.choices is None or value in option.choices:
                 continue
             listed = ", ".join(map(str, option.choices))
-            told = f"{flag} is '{text}', and {self._sglang} lists {listed}."
+            told = f"{flag} is {_shown(text)}, and {self._sglang} lists {listed}."
             if self._by.complete:
                 self._error(told, "Choose one of these.")
             else:
                 self.warnings.append(f"{told} The server refuses it unless a plugin or the platform adds it.")
 
     def _deprecated(self, flag: str, option: Option) -> None:
-        said = f"Write {option.new_flag} instead." if option.new_flag else f"It says: {option.help}"
+        said = f"Write {option.new_flag} instead." if option.new_flag else f"It says: {_sentence(option.help or '')}"
         if option.refuses:
-            self._error(f"{self._sglang} refuses {flag}: {option.refuses}", "Remove it.")
+            self._error(f"{self._sglang} refuses {flag}: {_sentence(option.refuses)}", "Remove it.")
         elif option.ignored:
             self.warnings.append(f"{flag} does nothing in {self._sglang}. {said}")
         else:
@@ -199,6 +202,21 @@ class _Verdict:
 
     def _error(self, message: str, fix: str) -> None:
         self.errors.append(ArgumentError(message, fix))
+
+
+def _shown(value: str) -> str:
+    """A value on one line of a message, whatever is in it."""
+    return repr(value if len(value) <= 80 else f"{value[:79]}…")
+
+
+def _name(words: str) -> str:
+    """What is mostly printable and short, without quotes then."""
+    return words if words.isprintable() and len(words) <= 80 else _shown(words)
+
+
+def _sentence(text: str) -> str:
+    """SGLang's words, which end as they please."""
+    return f"{text.rstrip(' .')}."
 
 
 def _kind(option: Option) -> str:

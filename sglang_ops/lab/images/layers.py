@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_ops import simulator
+from sglang_ops import catalog, simulator
 from sglang_ops.errors import OpsError
 from sglang_ops.lab import debian
 from sglang_ops.lab.images import recipes, wheels
@@ -22,6 +22,7 @@ Fill = Callable[[Path, Log], None]
 
 _PROCEDURE = 3  # raised when this package comes to make something else of the same inputs
 _SIMULATOR_SOURCE = Path(simulator.__file__).parent
+_CATALOGUE = Path(catalog.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,18 @@ def hub_client() -> LayerRecipe:
 
 def simulated() -> LayerRecipe:
     """The simulator, under the engine's names."""
-    sources = [path for path in sorted(_SIMULATOR_SOURCE.iterdir()) if path.suffix in (".py", ".json")]
+    listed = _CATALOGUE / f"{simulator.SGLANG_VERSION}.json"
+    sources = [*_SIMULATOR_SOURCE.glob("*.py"), *_CATALOGUE.glob("*.py"), listed]
 
     def fill(tree: Path, log: Log) -> None:
         log("simulator: copying")
-        package = tree / recipes.SITE / "sglang_ops" / "simulator"
-        package.mkdir(parents=True)
         for source in sources:
-            shutil.copyfile(source, package / source.name)
+            target = tree / recipes.SITE / "sglang_ops" / source.parent.name / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
         _write(recipes.SIMULATOR_FILES, tree)
 
-    digests = [[source.name, hashlib.sha256(source.read_bytes()).hexdigest()] for source in sources]
+    digests = sorted([source.name, hashlib.sha256(source.read_bytes()).hexdigest()] for source in sources)
     return LayerRecipe("simulator", [digests, recipes.SIMULATOR_FILES], fill)
 
 

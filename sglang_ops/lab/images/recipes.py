@@ -89,6 +89,8 @@ SIMULATOR_FILES: Mapping[str, str] = {
     "usr/local/bin/sglang": _PROGRAM.format(module="sglang_ops.simulator.command"),
     f"{SITE}/sglang/__init__.py": f'"""The simulator in the place of SGLang."""\n\n__version__ = "{SGLANG_VERSION}"\n',
     f"{SITE}/sglang/launch_server.py": "from sglang_ops.simulator.main import main\n\nmain()\n",
+    f"{SITE}/sglang/version.py": "from sglang import __version__ as __version__\n",
+    f"{SITE}/sglang/srt/server_args.py": "from sglang_ops.simulator.arguments import ServerArgs as ServerArgs\n",
     f"{SITE}/sglang_ops/__init__.py": "",
 }
 

@@ -136,7 +136,8 @@ def test_keys_follow_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_simulators_layer_has_all_it_needs(tmp_path: Path) -> None:
     layers.simulated().fill(tmp_path, silent)
     site = tmp_path / recipes.SITE
-    assert (site / "sglang_ops/simulator/arguments.json").is_file()
+    assert (site / "sglang_ops/simulator/arguments.py").is_file()
+    assert (site / f"sglang_ops/catalog/{recipes.SGLANG_VERSION}.json").is_file()
     assert "import main" in (site / "sglang/launch_server.py").read_text()
     program = tmp_path / "usr/local/bin/sglang"
     assert program.read_text().startswith("#!/usr/bin/python3\n")
