@@ -30,6 +30,7 @@ class Verb:
 
 VERBS = {
     "deploy": Verb("deploy", "Bring a deployment onto the hosts and wait until it serves.", SERVE),
+    "plan": Verb("plan", "Show what deploy would do on each host, and why.", SERVE),
     "restart": Verb("restart", "Restart a service and wait until it serves again.", SERVE),
     "stop": Verb("stop", "Stop a service after the requests in flight.", SERVE),
     "remove": Verb("remove", "Stop a service and take its unit away.", SERVE),
@@ -38,6 +39,8 @@ VERBS = {
     "logs": Verb("logs", "Print the logs of the services of all hosts.", LOOK),
     "history": Verb("history", "List the runs of this machine.", LOOK),
     "validate": Verb("validate", "Check a deployment file. Needs no host.", PREPARE),
+    "render": Verb("render", "Print the exact container command of a deployment. Needs no host.", PREPARE),
+    "schema": Verb("schema", "Print the JSON Schema of the deployment file, for editors.", PREPARE),
     "lab": Verb("lab", "A fleet without GPUs on this machine, to try everything on.", PREPARE),
 }
 

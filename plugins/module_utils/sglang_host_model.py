@@ -154,7 +154,18 @@ def inspect_source(repo: str, revision: str, endpoint: str | None = None, token:
     return {"commit": told["sha"], "files": files, "all": len(files) == len(there), "bytes": total}
 
 
-def _ask(repo: str, revision: str, base: str, method: str, url: str, token: str | None) -> bytes:
+def text_of(repo: str, commit: str, name: str, endpoint: str | None = None, token: str | None = None) -> str:
+    """A small file of the repository, at most a MiB of it. Raises SourceError."""
+    from urllib.parse import quote
+
+    base = (endpoint or DEFAULT_ENDPOINT).rstrip("/")
+    route = "%s/%s/resolve/%s/%s" % (base, quote(repo), commit, quote(name))
+    return _ask(repo, commit, base, "GET", route, token, 2**20).decode("utf-8", "replace")
+
+
+def _ask(
+    repo: str, revision: str, base: str, method: str, url: str, token: str | None, most: int | None = None
+) -> bytes:
     from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -169,7 +180,7 @@ def _ask(repo: str, revision: str, base: str, method: str, url: str, token: str 
     opener = build_opener(NoRedirect()) if method == "HEAD" else build_opener()
     try:
         with opener.open(request, timeout=TIMEOUT_SECONDS) as response:
-            return response.read()
+            return response.read(most)
     except HTTPError as error:
         with error:
             if method == "HEAD" and 300 <= error.code < 400:

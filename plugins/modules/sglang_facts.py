@@ -89,6 +89,7 @@ import os
 
 from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
+from ansible.module_utils import sglang_host_files as files
 from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
@@ -170,21 +171,18 @@ def services(with_loads):
 
 
 def model_facts(wanted, token):
-    """The model in the cache, else what the hub says of it."""
+    """The model in the cache, else what the hub says of it; an empty token is none."""
     asked = {key: wanted[key] for key in ("repo", "revision", "hub")}
     cached = models.cached(wanted["hub"], wanted["repo"], wanted["revision"])
     if cached["complete"]:
-        return dict(asked, commit=cached["commit"], cached=True, bytes=cached["bytes"])
+        found = files.of_directory(cached["path"])
+        return dict(asked, commit=cached["commit"], cached=True, bytes=cached["bytes"], files=found)
     try:
-        source = models.inspect_source(wanted["repo"], wanted["revision"], wanted.get("endpoint"), token)
+        source = models.inspect_source(wanted["repo"], wanted["revision"], wanted.get("endpoint"), token or None)
     except models.SourceError as error:
         return dict(asked, error=str(error))
-    return dict(asked, commit=source["commit"], bytes=source["bytes"])
-
-
-def checkpoint_files(path):
-    """What planning reads of a local model, None where there is none."""
-    return {} if os.path.isfile(os.path.join(path, "config.json")) else None
+    found = files.of_hub(source, wanted["repo"], wanted.get("endpoint"), token or None)
+    return dict(asked, commit=source["commit"], bytes=source["bytes"], files=found)
 
 
 def main():
@@ -215,10 +213,10 @@ def main():
         "gpu_error": error,
         "cdi": cdi_specs() if asked["wants_cdi"] else [],
         "engine": engine,
-        "images": engines.present(asked["engine"], asked["images"]) if engine["running"] else {},
+        "images": engines.present(asked["engine"], asked["images"], engine["data_root"]) if engine["version"] else {},
         "arguments": arguments.known_of(asked["arguments_of"]),
-        "models": [model_facts(model, token or None) for model, token in zip(asked["models"], tokens)],
-        "checkpoints": {path: checkpoint_files(path) for path in asked["checkpoints"]},
+        "models": list(map(model_facts, asked["models"], tokens)),
+        "checkpoints": {path: files.of_directory(path) for path in asked["checkpoints"]},
         "listeners": listeners(asked["ports"]),
         "disks": [disk(path) for path in [engine["data_root"]] + asked["disks"]],
         "services": services(asked["loads"]),

@@ -95,7 +95,7 @@ def described(model, commit, count):
 
 def with_tokens(wanted, tokens):
     """Each model once, with its token. Pure."""
-    pairs = [dict(model, token=token) for model, token in zip(wanted, tokens or [""] * len(wanted))]
+    pairs = map(lambda model, token: dict(model, token=token), wanted, tokens or [""] * len(wanted))
     return list({(model["hub"], model["repo"], model["revision"]): model for model in pairs}.values())
 
 

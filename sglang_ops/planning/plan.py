@@ -42,11 +42,7 @@ class HostPlan:
 
 def plan(wanted: Sequence[Wanted], facts: HostFacts, settings: Settings) -> HostPlan:
     """The plan for one host. Never raises for what a user can get wrong: that is in `errors`."""
-    drafts: dict[str, Draft] = {}
-    for item in in_order(wanted, facts):
-        placed = [earlier.as_service() for earlier in drafts.values()]
-        drafts[item.name] = draft(item, facts, around(facts, wanted, placed), settings)
-    ordered = [drafts[item.name] for item in wanted]
+    ordered = drafts(wanted, facts, settings)
     problems = [problem for made in ordered for problem in made.problems]
     problems += check_engine(facts) + check_disks(ordered, facts, settings)
     warnings = tuple(dict.fromkeys(text for made in ordered for text in made.warnings))
@@ -64,6 +60,15 @@ def plan(wanted: Sequence[Wanted], facts: HostFacts, settings: Settings) -> Host
         models=_models(ordered, settings),
         services=services,
     )
+
+
+def drafts(wanted: Sequence[Wanted], facts: HostFacts, settings: Settings) -> list[Draft]:
+    """Every service decided, each around those decided before it; in the order of `wanted`."""
+    made: dict[str, Draft] = {}
+    for item in in_order(wanted, facts):
+        placed = [earlier.as_service() for earlier in made.values()]
+        made[item.name] = draft(item, facts, around(facts, wanted, placed), settings)
+    return [made[item.name] for item in wanted]
 
 
 def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:

@@ -26,6 +26,8 @@ from sglang_ops.spec.model import is_secret
 STATE = "/var/lib/sglang-ops/services"
 # Values of --host that mean every address; None is our own default.
 EVERYWHERE = {None, "0.0.0.0", "::"}  # noqa: S104
+# States of a unit whose server must stop first; sglang_service has the same list.
+RUNNING = {"active", "activating", "deactivating", "reloading", "restarting"}
 Action = Literal["none", "check", "start", "restart"]
 
 
@@ -172,10 +174,10 @@ def _given_to_server(deployment: Deployment, secrets: Secrets) -> Secrets:
 def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, bool]:
     if deployed is None or deployed.release is None:
         return "start", False
+    if deployed.state not in RUNNING:
+        return "start", False
     if deployed.release != release or deployed.unit != unit:
         return "restart", False
-    if deployed.state not in {"active", "reloading"}:
-        return "start", False
     return ("none", True) if deployed.probe.ok else ("check", False)
 
 

@@ -45,7 +45,7 @@ def test_the_list_of_verbs_says_what_each_verb_says_of_itself(verb: str) -> None
 @pytest.mark.parametrize("verb", OURS)
 def test_letters_mean_what_ansible_users_expect(verb: str) -> None:
     expected = {"-i": "--inventory", "-l": "--limit", "-C": "--check", "-D": "--diff", "-e": "--extra-vars"}
-    expected |= {"-K": "--ask-become-pass", "-o": "--output", "-y": "--yes", "-c": "--config", "-h": "--help"}
+    expected |= {"-K": "--ask-become-pass", "-o": "--override", "-y": "--yes", "-c": "--config", "-h": "--help"}
     options: list[Any] = cli.load(verb).params
     for option in options:
         for short in (word for word in option.opts if word in expected):
