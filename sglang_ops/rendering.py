@@ -126,7 +126,7 @@ def render(
     Arguments are judged for `release`, by default that of the image's tag; `strict` refuses what would be translated.
     Raises PreflightError with every reason why the deployments cannot run together on such a host.
     """
-    settings = Settings.model_validate({"container_engine": engine, "strict_arguments": strict})
+    settings = Settings.model_validate({"container_engine": engine, "strict_arguments": strict, "asked": True})
     facts = pretended_host(deployments, settings, _gpus_wanted(deployments) if gpus is None else gpus)
     wanted = [Wanted(item, _image(item, release), _references(item)) for item in deployments]
     made = drafts(wanted, facts, settings)

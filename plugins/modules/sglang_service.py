@@ -63,7 +63,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_command import run
 
 # Stopping waits for requests in flight; systemd itself ends it at the unit's TimeoutStopSec.
-RECORD = ("name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate")
+RECORD = ("name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate", "memory")
 ACTIVE = ("active", "activating", "deactivating", "reloading", "restarting")
 
 
@@ -167,7 +167,7 @@ def keep_release(host, service, secrets, runtime):
     """Write the release directory, secrets included, and make the directories that the container mounts."""
     name = service["name"]
     values = dict(secrets.get(name, {}), **_from_host(host, name, runtime.get(name, [])))
-    record = dict({key: service[key] for key in RECORD}, engine=service["gate"]["engine"])
+    record = dict({key: service.get(key) for key in RECORD}, engine=service["gate"]["engine"])
     if host.check:
         return
     store.write_release(name, service["release"], service["unit"], record, values)

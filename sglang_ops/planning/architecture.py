@@ -105,9 +105,12 @@ class Architecture:
     def of(cls, config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Architecture:
         """Read a `config.json`, with `--json-model-override-args` laid over it. Raises UnknownArchitecture."""
         try:
-            return _read({**config, **(overrides or {})})
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            read = _read({**config, **(overrides or {})})
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             raise UnknownArchitecture(f"its config.json has a value of an unexpected kind ({error})") from error
+        if min(read.kv_layers, read.kv_heads, read.head_dim, read.value_dim, read.context_length) < 1:
+            raise UnknownArchitecture("its config.json describes no attention")
+        return read
 
     @property
     def dtype_bytes(self) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sglang_ops.planning import devices, gpus
+from sglang_ops.planning import devices
 from sglang_ops.planning.arguments import Judged, judge
 from sglang_ops.planning.checks import check_model, check_port, check_secrets
 from sglang_ops.planning.command import ModelSource, arguments, hub_cache
-from sglang_ops.planning.facts import HostFacts, Model, Service
+from sglang_ops.planning.facts import HostFacts, Model, ModelFiles, Service
+from sglang_ops.planning.fit import Fit, as_mapping, fit
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.questions import repository
 from sglang_ops.planning.settings import Settings
@@ -19,15 +20,15 @@ from sglang_ops.spec import Deployment, deployment_warnings
 
 @dataclass(frozen=True)
 class Draft:
-    """`wanted` with its arguments and sizes settled; `gpus` are the host's numbers, `flags` hand them over.
+    """`wanted` with its arguments and sizes settled; `fit` has the host's GPUs, `flags` hand them over.
 
     `asks` says that the image should list its arguments first, because nothing else tells its release.
     """
 
     wanted: Wanted
     source: ModelSource
+    fit: Fit
     model: Model | None = None
-    gpus: tuple[int, ...] = ()
     flags: tuple[str, ...] = ()
     asks: bool = False
     problems: tuple[Problem, ...] = ()
@@ -44,7 +45,8 @@ class Draft:
 
     def as_service(self) -> Service:
         """How the next service sees this one."""
-        record: dict[str, Any] = {"gpus": list(self.gpus), "port": self.deployment.port}
+        record: dict[str, Any] = {"gpus": list(self.fit.gpus), "port": self.deployment.port}
+        record["memory"] = as_mapping(self.fit.memory)
         record["content"] = {"share_gpus": self.deployment.share_gpus}
         return Service(name=self.wanted.name, record=record, state="active")
 
@@ -53,15 +55,34 @@ def draft(wanted: Wanted, now: HostFacts, facts: HostFacts, settings: Settings) 
     """Decide one service. `now` is the host as it is, `facts` the host as this service will find it."""
     wanted, judged = _judged(wanted, facts, settings)
     deployment = wanted.deployment
-    problems = [Problem("arguments", str(error)) for error in judged.errors]
-    model, source, model_problems = _model_source(deployment, facts, settings)
-    chosen, gpu_problems = gpus.choose(deployment, facts, now)
-    flags, device_problems = devices.flags(chosen, facts) if not gpu_problems else ((), [])
-    problems += model_problems + gpu_problems + device_problems
-    problems += check_secrets(wanted.secrets, facts) + check_port(deployment, facts, now) + check_model(source, model)
     asks = not judged.exact and wanted.image.digest_ref not in facts.arguments
-    warnings = (*judged.warnings, *_warnings(deployment, source))
-    return Draft(wanted, source, model, chosen, flags, asks, tuple(problems), warnings)
+    doubts = [str(error) for error in judged.errors]
+    # The newest list known here may lack what a newer image has: the image itself decides, before anything stops.
+    unsure = asks and not settings.asked
+    problems = [] if unsure else [Problem("arguments", text) for text in doubts]
+    model, source, model_problems = _model_source(deployment, facts, settings)
+    fitting = fit(deployment, source, _files(model, source, facts), facts, now, _release(wanted, facts))
+    deployment = fitting.deployment
+    flags, device_problems = devices.flags(fitting.gpus, facts) if not fitting.problems else ((), [])
+    problems += [*model_problems, *fitting.problems, *device_problems]
+    problems += check_secrets(wanted.secrets, facts) + check_port(deployment, facts, now) + check_model(source, model)
+    open_questions = [f"{text} The image is asked before anything stops." for text in doubts if unsure]
+    warnings = (*judged.warnings, *open_questions, *_warnings(deployment, source), *fitting.warnings)
+    settled = replace(wanted, deployment=deployment)
+    return Draft(settled, source, fitting, model, flags, asks, tuple(problems), warnings)
+
+
+def _release(wanted: Wanted, facts: HostFacts) -> str | None:
+    """The image's SGLang release, from its name or from itself; None where neither tells."""
+    listed = facts.arguments.get(wanted.image.digest_ref) or {}
+    return wanted.image.release or listed.get("sglang")
+
+
+def _files(model: Model | None, source: ModelSource, facts: HostFacts) -> ModelFiles | None:
+    """What is known of the model that will be served."""
+    if source.directory:
+        return facts.checkpoints.get(source.directory)
+    return model.files if model else None
 
 
 def _judged(wanted: Wanted, facts: HostFacts, settings: Settings) -> tuple[Wanted, Judged]:

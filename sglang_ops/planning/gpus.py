@@ -34,11 +34,25 @@ def choose(
     own = now.service(deployment.service_name)
     if own and len(own.gpus) == needed and set(own.gpus) <= set(present) and not _users(own.gpus, deployment, others):
         return own.gpus, []
-    ours = {index for service in now.services for index in service.gpus}
-    free = [index for index in present if not _users([index], deployment, others) and not _foreign(facts, index, ours)]
+    free = _free(deployment, facts, now, others)
     if len(free) < needed:
         return (), [Problem("gpus", _too_few(deployment, facts, others, free))]
     return tuple(free[:needed]), []
+
+
+def available(deployment: Deployment, facts: HostFacts, now: HostFacts) -> tuple[int, ...]:
+    """Every GPU that the service could have: those that the file names, else those that nobody else has."""
+    others = [service for service in facts.services if service.name != deployment.service_name]
+    named = deployment.env_vars.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return _named(named.value, deployment, facts, others)[0]
+    return tuple(_free(deployment, facts, now, others))
+
+
+def _free(deployment: Deployment, facts: HostFacts, now: HostFacts, others: Sequence[Service]) -> list[int]:
+    ours = {index for service in now.services for index in service.gpus}
+    present = [gpu.index for gpu in facts.gpus]
+    return [index for index in present if not _users([index], deployment, others) and not _foreign(facts, index, ours)]
 
 
 def on_cpu(deployment: Deployment) -> bool:

@@ -11,14 +11,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sglang_ops.planning.architecture import Architecture, Fidelity, dtype_bytes, serving_dtype
+from sglang_ops.planning.architecture import (
+    Architecture,
+    Fidelity,
+    UnknownArchitecture,
+    dtype_bytes,
+    serving_dtype,
+)
 from sglang_ops.planning.fraction import Fraction, automatic, version
 from sglang_ops.planning.sizes import Sizes
-from sglang_ops.planning.weights import counted_bytes, rope_cache_bytes, weights_per_gpu
+from sglang_ops.planning.weights import countable, counted_bytes, rope_cache_bytes, weights_per_gpu
 
 MIB, GIB = 2**20, 2**30
-# Gone of what nvidia-smi calls total before SGLang looks: the driver's reserve and the process's CUDA context.
-CONTEXT_BYTES = round(1.31 * GIB)
+# Gone of what nvidia-smi calls total before SGLang first looks: the driver's reserve and the process's CUDA context;
+# and what the process takes between that look and the loading of weights. Measured on an H200, docs/memory.md.
+CONTEXT_BYTES = round(1.21 * GIB)
+WORKSPACE_BYTES = round(0.10 * GIB)
 # NCCL's buffers, where more than one GPU works on one copy of the model.
 NCCL_BYTES = round(0.9 * GIB)
 
@@ -62,11 +70,11 @@ class MemoryPlan:
 
     @property
     def free_after(self) -> int:
-        return self.free_before - self.weights - max(0, self.kv_cache) - self.request_table
+        return self.free_before - WORKSPACE_BYTES - self.weights - max(0, self.kv_cache) - self.request_table
 
     def fraction_for(self, tokens: int) -> float:
         """The smallest `--mem-fraction-static`, in thousandths, with which the KV cache holds `tokens`."""
-        needed = self.weights + tokens * self.kv_bytes_per_token
+        needed = WORKSPACE_BYTES + self.weights + tokens * self.kv_bytes_per_token
         return -(-1000 * needed // self.free_before) / 1000 if self.free_before > 0 else float("inf")
 
 
@@ -81,9 +89,12 @@ def predict(
     """The memory of a server started with `arguments` on `gpus` (those of the service, in their order).
 
     `weight_bytes` is the size of the weight files, 0 where it is not known. `release` like "0.5.23"; None means the
-    newest. Raises ValueError for an argument that is no number. Refuses nothing: see planning.capacity.
+    newest. Refuses nothing: that is planning.capacity. Raises ValueError for an argument that is no number, and
+    UnknownArchitecture where neither files nor parameters tell how large the weights are.
     """
     sizes = arguments if isinstance(arguments, Sizes) else Sizes.of(arguments)
+    if not weight_bytes and not countable(architecture):
+        raise UnknownArchitecture(f"neither its files nor its parameters tell how large {architecture.name} is")
     total = min(gpu.total_mib for gpu in gpus)
     chosen = automatic(architecture, sizes, total, release)
     fraction = chosen.value if sizes.mem_fraction_static is None else sizes.mem_fraction_static
@@ -92,7 +103,7 @@ def predict(
     dtype = serving_dtype(architecture, sizes.dtype)
     weights = weights_per_gpu(architecture, weight_bytes or counted_bytes(architecture), sizes, dtype)
     weights += rope_cache_bytes(architecture)
-    cache = round(free * fraction) - weights - _towers(architecture, sizes, release)
+    cache = round(free * fraction) - WORKSPACE_BYTES - weights - _towers(architecture, sizes, release)
     per_token = kv_bytes_per_token(architecture, sizes)
     if architecture.kv_layers < architecture.layers:
         cache = round(cache / 1.9)  # --mamba-full-memory-ratio 0.9: states take 0.9 parts, the KV cache one

@@ -17,6 +17,7 @@ from sglang_ops.planning.command import (
 )
 from sglang_ops.planning.draft import Draft
 from sglang_ops.planning.facts import HostFacts, Service
+from sglang_ops.planning.fit import as_mapping
 from sglang_ops.planning.release import release_id
 from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.systemd import Unit
@@ -50,6 +51,7 @@ class ServicePlan:
     gate: dict[str, Any]
     directories: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
+    memory: dict[str, Any] | None = None
     why: str = ""
     deployed_unit: str | None = None
 
@@ -67,6 +69,8 @@ class Resolved:
     environment: dict[str, str]
     fingerprints: dict[str, str]
     engine_path: str
+    memory: dict[str, Any] | None = None
+    context: int | None = None
 
     @property
     def mounts(self) -> tuple[Mount, ...]:
@@ -136,7 +140,8 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
         outage=_outage(action, settings),
         unit=unit,
         content=content,
-        gate=_gate(deployment, settings, release),
+        gate=_gate(deployment, settings, release) | {"tokens_needed": resolved.context},
+        memory=resolved.memory,
         directories=tuple(mount.source for mount in resolved.mounts if not mount.read_only),
         secrets=tuple(resolved.fingerprints),
     )
@@ -156,11 +161,13 @@ def resolve(made: Draft, facts: HostFacts, settings: Settings) -> Resolved:
         settings=settings,
         image=made.wanted.image,
         source=made.source,
-        gpus=made.gpus,
+        gpus=made.fit.gpus,
         device_flags=made.flags,
         environment=container_environment(deployment, settings, made.source, hidden),
         fingerprints=_given_to_server(deployment, made.wanted.secrets).fingerprints() | from_host,
         engine_path=facts.engine.path or f"/usr/bin/{settings.container_engine}",
+        memory=as_mapping(made.fit.memory),
+        context=made.fit.context,
     )
 
 

@@ -47,7 +47,16 @@ def weights_per_gpu(architecture: Architecture, stored_bytes: int, sizes: Sizes,
     here = _loaded(architecture, _parts(architecture, sizes), sizes.quantization, dtype)
     unused = architecture.unused_layers / (architecture.layers + architecture.unused_layers)
     loaded = stored_bytes * (1 - unused) * here / whole
-    return max(0, round(loaded - sizes.offloaded_bytes))
+    return max(0, round(loaded + _absorbed_bytes(architecture, sizes, dtype) - sizes.offloaded_bytes))
+
+
+def _absorbed_bytes(architecture: Architecture, sizes: Sizes, dtype: str) -> float:
+    """MLA's up-projections, which the server keeps a second time, reordered (`post_load_weights`: w_kc, w_vc)."""
+    mla = architecture.mla
+    if mla is None:
+        return 0.0
+    values = mla.kv_lora_rank * architecture.heads * (mla.nope_dim + architecture.value_dim)
+    return values * dtype_bytes(dtype) * architecture.layers / sizes.pp / sizes.attn_tp
 
 
 def rope_cache_bytes(architecture: Architecture) -> int:
@@ -80,7 +89,7 @@ def _bytes(parts: list[_Part], plain: float, bits: float, *, experts_only: bool,
 
 
 def _parts(architecture: Architecture, sizes: Sizes) -> list[_Part]:
-    """Every kind of parameter; per GPU that of the pipeline stage which holds most."""
+    """Every kind of parameter; per GPU those of the first pipeline stage, which has both tables of the vocabulary."""
     layers = architecture.layers
     here = -(-layers // sizes.pp)
     mla = architecture.mla
@@ -92,8 +101,6 @@ def _parts(architecture: Architecture, sizes: Sizes) -> list[_Part]:
     tables = [_Part(embedding, embedding if sizes.attn_dp > 1 else embedding / sizes.tp)]
     if not architecture.tied_embeddings:
         tables.append(_Part(embedding, embedding / sizes.tp))
-    if sizes.pp > 1 and len(tables) == 2:  # the first stage has the one, the last stage the other
-        tables[1] = _Part(tables[1].total, 0)
     return [*parts, *tables, *_tower(architecture, sizes)]
 
 
