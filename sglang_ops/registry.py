@@ -119,6 +119,18 @@ def resolve(image: str, *, insecure: Sequence[str] = (), platform: str = "linux/
     return ResolvedImage(reference.repository, reference.tag, digest, size, platforms)
 
 
+def mirrored(image: str, mirrors: Mapping[str, str]) -> str:
+    """`image` as the mirror of its registry has it: {"docker.io": "mirror:5000"} makes lmsysorg/sglang:v1 into
+    mirror:5000/lmsysorg/sglang:v1. A registry without a mirror stays."""
+    reference = parse(image)
+    mirror = mirrors.get(reference.host)
+    if mirror is None:
+        return image
+    tag = f":{reference.tag}" if reference.tag else ""
+    digest = f"@{reference.digest}" if reference.digest else ""
+    return f"{mirror.rstrip('/')}/{reference.path}{tag}{digest}"
+
+
 def twin(image: str, digest: str, tags: Iterable[str], *, insecure: Sequence[str] = ()) -> str | None:
     """The first of `tags` in the repository of `image` that stands for the same digest: what `latest` really is."""
     registry = _Registry(parse(image), insecure)

@@ -1,8 +1,9 @@
 """The gate's questions to one service, in order; the first that is not answered ends the list.
 
-unit → port → ready → model → answer. `/health` alone lies in both directions, the log line that SGLang is
-ready is also printed by a server whose port was taken, and `/v1/models` answers before anything can be
-generated: so all are asked, and the last one is a real completion. Python 3.8, standard library.
+unit → port → ready → model → answer → capacity. `/health` alone lies in both directions, the log line that SGLang is
+ready is also printed by a server whose port was taken, and `/v1/models` answers before anything can be generated: so
+all are asked, and `answer` is a real completion. `capacity` is asked where the record says how many tokens are
+needed (`tokens_needed`). Python 3.8, standard library.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def ask(gate, properties, quick=False):
     for name, question in QUESTIONS:
         asked.append(answered(name, question, gate, properties, quick))
         if not asked[-1]["ok"]:
-            break
+            return asked
+    if gate.get("tokens_needed"):
+        asked.append(answered("capacity", _capacity, gate))
     return asked
 
 
@@ -111,6 +114,34 @@ def _answer(gate, _properties, quick):
             raise Answer("%s answers %d: %s" % (path, status, text.strip()[:200]))
         said.append("%s: %d tokens" % (path, generated(parse(text, path), path)))
     return ", ".join(said)
+
+
+def _capacity(gate):
+    """Whether the KV cache holds one request of full length: a server starts and turns healthy with any."""
+    needed, tokens = gate["tokens_needed"], cache_tokens(gate)
+    if tokens is None:
+        return "not asked: this server does not say what its KV cache holds"
+    if tokens < needed:
+        raise Answer("the KV cache holds %d tokens, one request of the full context length needs %d. Raise "
+                     "--mem-fraction-static, or lower --context-length to %d" % (tokens, needed, tokens))
+    return "%d tokens of KV cache, %d requests of %d" % (tokens, tokens // needed, needed)
+
+
+def cache_tokens(gate):
+    """Tokens in the KV cache, of the data-parallel rank with the smallest; None where the server does not say.
+
+    /v1/loads tells since SGLang 0.5.10, the others before; what else they tell holds keys and goes nowhere.
+    """
+    for path in ("/v1/loads", "/server_info", "/get_server_info"):
+        status, text = get(gate, path, 10)
+        try:
+            reply = json.loads(text) if status == 200 else {}
+            told = [rank["max_total_num_tokens"] for rank in reply.get("loads") or [reply]]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if told and all(isinstance(tokens, int) for tokens in told):
+            return min(told)
+    return None
 
 
 QUESTIONS = (("unit", _unit), ("port", _port), ("ready", _ready), ("model", _model), ("answer", _answer))

@@ -36,7 +36,7 @@ options:
     elements: str
     default: []
   models:
-    description: Hub models to look for (repo, revision, hub: the cache's directory, endpoint).
+    description: Hub models to look for, with repo, revision, endpoint and the directory of the cache (hub).
     type: list
     elements: dict
     default: []

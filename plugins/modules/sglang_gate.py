@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: sglang_gate
 short_description: Ask whether SGLang services serve, layer by layer
 description:
-  - The layers are unit, port, ready, model, answer (a real completion) and quiet (nothing restarts while soaking).
+  - The layers are unit, port, ready, model, answer (a real completion), capacity (the KV cache holds a request of
+    full length, where the record has C(tokens_needed)) and quiet (nothing restarts while soaking).
   - Waiting ends at once when a service crashes, not at the time-out.
   - A service that passes is marked as the stable release of the host. In check mode nothing is asked.
 options:
@@ -138,7 +139,7 @@ class Wait:
 def final(last):
     """Whether waiting longer cannot help: the server answers, and answers wrongly."""
     passing = (" answers 5", "in time")
-    return last["name"] in ("model", "answer") and not any(word in last["detail"] for word in passing)
+    return last["name"] in ("model", "answer", "capacity") and not any(word in last["detail"] for word in passing)
 
 
 def wait_for(gates, progress):

@@ -24,7 +24,9 @@ def check_secrets(secrets: Secrets, facts: HostFacts) -> list[Problem]:
     """Every reference leads somewhere."""
     unset = "env_vars refers to host:{0}, but {0} is not set where sglang-ops runs. Export it."
     absent = "env_vars refers to runtime:{0}, but /etc/sglang-ops/runtime.env on {1} does not set it. Add {0}=…"
+    garbled = "env_vars refers to host:{0}, whose value is not UTF-8. Set it anew where sglang-ops runs."
     problems = [Problem("environment", unset.format(name)) for name in secrets.missing]
+    problems += [Problem("environment", garbled.format(name)) for name in secrets.unreadable]
     lacking = [name for name, mark in facts.runtime.items() if mark is None]
     return problems + [Problem("environment", absent.format(name, facts.host)) for name in lacking]
 

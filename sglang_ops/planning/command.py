@@ -19,6 +19,8 @@ SECRETS_IN_CONTAINER = "/run/sglang-ops/secrets.env"
 _NOT_PASSED = {"CUDA_VISIBLE_DEVICES"}
 # Characters by which a shell does more than split words.
 _NEEDS_SHELL = re.compile(r"[$`&|;<>(){}*?\[\]~#!\n]")
+# First words that are no program: assignments, and what a shell does itself.
+_SHELLS_OWN = re.compile(r"\w+=|(exec|cd|export|set|ulimit|umask|source|\.|if|for|while|test|true|false)\Z")
 # What SGLang's own arguments follow.
 _SERVERS = {"sglang.launch_server", "serve"}
 
@@ -91,7 +93,9 @@ def command_words(command: str | Sequence[str]) -> tuple[str, ...]:
         return tuple(command)
     if not _NEEDS_SHELL.search(command):
         with contextlib.suppress(ValueError):
-            return tuple(shlex.split(command))
+            words = tuple(shlex.split(command))
+            if words and not _SHELLS_OWN.match(words[0]):
+                return words
     return ("bash", "-c", command)
 
 

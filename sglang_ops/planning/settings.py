@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,7 @@ class Settings(BaseModel):
 
     container_engine: Literal["docker", "podman"] = "docker"
     insecure_registries: tuple[str, ...] = ()
+    registry_mirrors: dict[str, str] = Field(default_factory=dict)
     hf_home: str = "/var/lib/sglang-ops/huggingface"
     hf_endpoint: str = ""
     ulimits: tuple[str, ...] = ("memlock=-1", "stack=67108864")
@@ -56,27 +57,40 @@ class Secrets:
 
     values: Mapping[str, str] = field(default_factory=dict, repr=False)
     missing: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, deployment: Deployment, environment: Mapping[str, str]) -> Secrets:
         """Read the secrets of `deployment` from the operator's environment."""
         values: dict[str, str] = {}
         missing: list[str] = []
+        unreadable: list[str] = []
         for name, value in deployment.env_vars.items():
             if value.kind == "host" and value.value not in environment:
                 missing.append(value.value)
+            elif value.kind == "host" and not _is_utf8(environment[value.value]):
+                unreadable.append(value.value)
             elif value.kind == "host":
                 values[name] = environment[value.value]
             elif value.kind == "literal" and is_secret(name, value):
                 values[name] = value.value
-        return cls(values, tuple(missing))
+        return cls(values, tuple(missing), tuple(unreadable))
 
     def without(self, name: str) -> Secrets:
-        return Secrets({key: value for key, value in self.values.items() if key != name}, self.missing)
+        return replace(self, values={key: value for key, value in self.values.items() if key != name})
 
     def fingerprints(self) -> dict[str, str]:
         """Short one-way marks by which a changed secret is noticed; the same function runs on the host."""
         return {name: fingerprint(value) for name, value in self.values.items()}
+
+
+def _is_utf8(text: str) -> bool:
+    """Bytes of the environment that are no UTF-8 reach Python as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def fingerprint(value: str) -> str:

@@ -12,7 +12,7 @@ from . import NAME, SGLANG_VERSION
 from .generation import Scheduler
 from .metrics import Metrics
 from .model import Model
-from .settings import Faults
+from .settings import Settings
 
 _WEIGHT_GIB, _CACHE_GIB = 15.02, 110.58  # an 8B model on an H200, as the log says
 
@@ -21,13 +21,14 @@ class Information:
     """What `GET` on the informing endpoints answers, as JSON values."""
 
     def __init__(
-        self, arguments: argparse.Namespace, model: Model, scheduler: Scheduler, metrics: Metrics, faults: Faults
+        self, arguments: argparse.Namespace, model: Model, scheduler: Scheduler, metrics: Metrics, settings: Settings
     ) -> None:
         self._arguments = arguments
         self._model = model
         self._scheduler = scheduler
         self._metrics = metrics
-        self._shown_name = "another/model" if faults.wrong_model else arguments.served_model_name
+        self._shown_name = "another/model" if settings.faults.wrong_model else arguments.served_model_name
+        self._vision = settings.vision
         self._started = int(time.time())
 
         self._by_path: Mapping[str, Callable[[], dict[str, Any]]] = {
@@ -74,6 +75,8 @@ class Information:
             "tokenizer_path": self._arguments.tokenizer_path or self._model.path,
             "is_generation": True,
             "weight_version": "default",
+            "has_image_understanding": self._vision,
+            "has_audio_understanding": False,
             "model_type": self._model.model_type,
             "architectures": self._model.architectures,
             "simulator": NAME,

@@ -1,12 +1,14 @@
 """The simulated scheduler: the tokens of an answer, at a given speed, with a queue in front.
 
-A token is a word. Every answer is the same sentence; it ends there unless the request says `ignore_eos`,
-and then it is repeated until the tokens asked for are there.
+A token is a word. An answer whose form the request prescribes has that form. Every other answer is the same
+sentence; it ends there unless the request says `ignore_eos`, and then it is repeated until the tokens asked for
+are there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -15,6 +17,7 @@ from itertools import cycle, islice
 
 _SENTENCE = "This is the SGLang simulator: no model was run, and every answer is this one."
 _WORDS = tuple(_SENTENCE.split(" "))
+_TOKEN = re.compile(r"\s*\S+|\s+")
 _THROUGHPUT_WINDOW_SECONDS = 10.0
 
 
@@ -31,7 +34,9 @@ class Work:
     stopped: bool  # whether the answer ends by itself ("stop"), or was cut ("length")
 
 
-def plan_work(prompt: str, *, limit: int | None, ignore_eos: bool, context_tokens: int) -> Work:
+def plan_work(
+    prompt: str, *, limit: int | None, ignore_eos: bool, context_tokens: int, prescribed: str | None = None
+) -> Work:
     """What will be answered to `prompt`, with at most `limit` tokens. Raises ContextExceededError."""
     prompt_tokens = max(1, len(prompt.split()))
     if limit is None:
@@ -43,6 +48,9 @@ def plan_work(prompt: str, *, limit: int | None, ignore_eos: bool, context_token
             f"messages and {limit} tokens for the completion. Please reduce the number of tokens in the input "
             "messages or the completion to fit within the limit."
         )
+    if prescribed is not None:
+        tokens = tuple(_TOKEN.findall(prescribed)) or ("",)
+        return Work(prompt_tokens, tokens[:limit], stopped=limit >= len(tokens))
     length = limit if ignore_eos else min(limit, len(_WORDS))
     output = tuple(word if at == 0 else f" {word}" for at, word in enumerate(islice(cycle(_WORDS), length)))
     return Work(prompt_tokens, output, stopped=not ignore_eos and limit >= len(_WORDS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import uuid
@@ -9,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any, ClassVar
 
+from .constraints import constrained
 from .generation import Work, plan_work
 
 
@@ -19,17 +21,23 @@ class InvalidBodyError(Exception):
 class Call(ABC):
     """One request to a generating endpoint, and the answer in that endpoint's dialect.
 
-    Raises InvalidBodyError or ContextExceededError when made; both become status 400.
+    `vision` is whether the model takes images; without `constrains` a prescribed form is ignored, a fault.
+    Raises InvalidBodyError, ConstraintError or ContextExceededError when made; all become status 400.
     """
 
     default_limit: ClassVar[int | None]  # tokens, where the request names none; None is what the context holds
 
-    def __init__(self, body: bytes, *, model: str, context_tokens: int) -> None:
+    def __init__(
+        self, body: bytes, *, model: str, context_tokens: int, vision: bool = False, constrains: bool = True
+    ) -> None:
         asked = _object(body)
         options = self._options(asked)
-        _refuse_untrue(asked, options)
+        if (options.get("n") or 1) != 1:
+            raise InvalidBodyError("The simulator gives one choice per request.")
+        self._vision = vision
         self.work: Work = plan_work(
             self._prompt(asked),
+            prescribed=constrained(options, _part(asked, "response_format")) if constrains else None,
             limit=_limit(options) or self.default_limit,
             ignore_eos=bool(options.get("ignore_eos")),
             context_tokens=context_tokens,
@@ -124,7 +132,30 @@ class Chat(Completion):
         messages = asked.get("messages")
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise InvalidBodyError("1 validation error:\n  'loc': ('body', 'messages'), 'msg': 'Field required'")
-        return " ".join(str(message.get("content", "")) for message in messages)
+        return " ".join(self._text(message.get("content")) for message in messages)
+
+    def _text(self, content: object) -> str:
+        """The words of a message, which may be a list of texts and images."""
+        if not isinstance(content, list):
+            return str(content or "")
+        return " ".join(self._words(part) for part in content)
+
+    def _words(self, part: object) -> str:
+        """The words of one part of a message; an image is one, which stands for it."""
+        if not isinstance(part, dict):
+            raise InvalidBodyError("1 validation error:\n  'loc': ('body', 'messages'), 'msg': 'Input should be dict'")
+        if part.get("type") != "image_url":
+            return str(part.get("text"))
+        if not self._vision:
+            raise InvalidBodyError("Model only supports text input; received unsupported content type 'image_url'.")
+        head, _, data = _part(part, "image_url").get("url", "").partition(",")
+        try:
+            image = base64.b64decode(data, validate=True)
+        except ValueError:
+            image = b""
+        if not head.startswith("data:image/") or not image:
+            raise InvalidBodyError("The simulator takes images as data URLs in base64 only.")
+        return "<image>"
 
     def _content(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "reasoning_content": None}}
@@ -202,15 +233,6 @@ def _limit(options: Mapping[str, Any]) -> int | None:
                 raise InvalidBodyError(f"{name} must be at least 1, got {limit}.")
             return limit
     return None
-
-
-def _refuse_untrue(asked: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Say no to what would need a model: an answer that ignores it would be a lie."""
-    form = _part(asked, "response_format")
-    if form.get("type", "text") != "text" or any(options.get(key) for key in ("json_schema", "regex", "ebnf")):
-        raise InvalidBodyError("The simulator cannot constrain its answer to a grammar or schema.")
-    if (options.get("n") or 1) != 1:
-        raise InvalidBodyError("The simulator gives one choice per request.")
 
 
 def event(part: Mapping[str, Any]) -> bytes:

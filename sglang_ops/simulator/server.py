@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from . import lifecycle
+from .constraints import ConstraintError
 from .endpoints import Information
 from .generation import ContextExceededError, Scheduler
 from .metrics import Metrics
@@ -48,7 +49,7 @@ class Server:
             self._scheduler,
             token_capacity=arguments.max_total_tokens or _DEFAULT_TOKENS,
         )
-        self._information = Information(arguments, model, self._scheduler, self._metrics, settings.faults)
+        self._information = Information(arguments, model, self._scheduler, self._metrics, settings)
         self._http = HttpServer(self._respond)
 
     async def run(self) -> None:
@@ -141,9 +142,13 @@ class Server:
             return Response(body=b"<html><body>It works!</body></html>", content_type="text/html")
         try:
             call = CALLS[request.path](
-                request.body, model=self._arguments.served_model_name, context_tokens=self._model.context_tokens
+                request.body,
+                model=self._arguments.served_model_name,
+                context_tokens=self._model.context_tokens,
+                vision=self._settings.vision,
+                constrains=not self._settings.faults.unconstrained,
             )
-        except (InvalidBodyError, ContextExceededError) as error:
+        except (InvalidBodyError, ConstraintError, ContextExceededError) as error:
             return json_response(_error(400, "BadRequestError", str(error)), 400)
         if self._scheduler.full:
             return _queue_full(call)

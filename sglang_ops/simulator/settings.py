@@ -10,6 +10,7 @@ FAULT_VARIABLE = "SGLANG_SIMULATOR_FAULT"
 STARTUP_VARIABLE = "SGLANG_SIMULATOR_STARTUP_SECONDS"
 SPEED_VARIABLE = "SGLANG_SIMULATOR_TOKENS_PER_SECOND"
 POLL_VARIABLE = "SGLANG_SIMULATOR_DRAIN_POLL"
+VISION_VARIABLE = "SGLANG_SIMULATOR_VISION"
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Faults:
     crash_after: float | None = None  # the scheduler is killed that long after the server got healthy
     wrong_model: bool = False  # /v1/models names another model
     garbage: bool = False  # completions answer 200 with a page of HTML
+    unconstrained: bool = False  # answers ignore the schema or expression that the request prescribes
     exit_zero: bool = False  # crashes end with exit code 0; alone, it is a crash at start
     ignore_sigterm: bool = False
     out_of_memory: bool = False  # the GPU's memory does not suffice for the KV cache
@@ -39,12 +41,13 @@ class Faults:
 
 @dataclass(frozen=True)
 class Settings:
-    """How fast the simulator is, in seconds and tokens per second and request, and its faults."""
+    """How fast the simulator is, in seconds and tokens per second and request, what it takes, and its faults."""
 
     faults: Faults = Faults()
     startup_seconds: float = 1.0
     tokens_per_second: float = 2000.0
     poll_seconds: float = 5.0  # SGLang's own constant: its watchdog looks that often whether it may go
+    vision: bool = False  # whether its model takes images
 
 
 def settings_of(environment: Mapping[str, str]) -> Settings:
@@ -55,11 +58,14 @@ def settings_of(environment: Mapping[str, str]) -> Settings:
 
     if number(SPEED_VARIABLE, 1.0) == 0.0:
         raise ValueError(f"{SPEED_VARIABLE}: 0 tokens per second would never answer")
+    if environment.get(VISION_VARIABLE, "") not in {"", "0", "1"}:
+        raise ValueError(f"{VISION_VARIABLE}: {environment[VISION_VARIABLE]!r} is neither 0 nor 1")
     return Settings(
         faults=faults_of(environment.get(FAULT_VARIABLE, "")),
         startup_seconds=number(STARTUP_VARIABLE, Settings.startup_seconds),
         tokens_per_second=number(SPEED_VARIABLE, Settings.tokens_per_second),
         poll_seconds=number(POLL_VARIABLE, Settings.poll_seconds),
+        vision=environment.get(VISION_VARIABLE) == "1",
     )
 
 

@@ -25,6 +25,7 @@ from sglang_ops.spec.values import (
     Size,
     SizeOrAuto,
     Truth,
+    carried,
     is_path,
     is_secret,
 )
@@ -80,8 +81,8 @@ class Endpoints(Section):
     @field_validator("*")
     @classmethod
     def _is_path(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"^/[^\s?#]*\Z", value):
-            raise Mistake(f"must be a path that begins with '/', found '{value}'.")
+        if value is not None and not re.match(r'^/[!"$->@-~]*\Z', value):  # printable ASCII without '#' and '?'
+            raise Mistake(f"must be a path in ASCII that begins with '/', found '{value}'.")
         return value
 
 
@@ -189,9 +190,9 @@ class Deployment(Section):
 
     @field_validator("pre_cmd", "command")
     @classmethod
-    def _no_nul(cls, value: Any) -> Any:
-        if value is not None and any("\0" in word for word in ([value] if isinstance(value, str) else value)):
-            raise Mistake("contains a NUL character.")
+    def _carried(cls, value: Any) -> Any:
+        for word in [value] if isinstance(value, str) else value or ():
+            carried(word)
         return value
 
     @field_validator("extra_args")
@@ -201,8 +202,7 @@ class Deployment(Section):
             flag = argument.partition("=")[0]
             if flag in OWNED_FLAGS:
                 raise Mistake(f"{flag} is set by the key {OWNED_FLAGS[flag]}.", fix="Remove it from extra_args.")
-            if "\0" in argument:
-                raise Mistake("an argument contains a NUL character.")
+            carried(argument)
         return value
 
     @model_validator(mode="after")

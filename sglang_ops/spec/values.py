@@ -36,6 +36,17 @@ class Mistake(ValueError):
         self.fix = fix
 
 
+def carried(text: str) -> str:
+    """`text`, if a server can be given it byte for byte. Raises Mistake with the character that cannot be carried."""
+    for code in map(ord, text):
+        if code == 0:
+            raise Mistake("contains a NUL character.")
+        # Halves of surrogate pairs are no UTF-8; Unicode's "noncharacters" are refused by systemd and D-Bus.
+        if 0xD800 <= code <= 0xDFFF or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE:
+            raise Mistake(f"contains U+{code:04X}, which is no character of Unicode.")
+    return text
+
+
 class EnvValue(BaseModel):
     """The value of one environment variable: written in the file, or a reference to where it is.
 
@@ -60,9 +71,9 @@ class EnvValue(BaseModel):
                 if not ENV_NAME.match(name):
                     raise Mistake(f"must have the name of an environment variable after '{prefix}'.")
                 return cls(kind=kind, value=name)  # type: ignore[arg-type]
-        if "\0" in text:
-            raise Mistake("must not contain a NUL character.")
-        return cls(kind="literal", value=text.removeprefix("lit:"))
+        if "\r\n" in text:
+            raise Mistake("contains a carriage return before a newline, which podman leaves out.", fix="Write \\n.")
+        return cls(kind="literal", value=carried(text.removeprefix("lit:")))
 
     def reference(self) -> str:
         """How the value is shown to people: references stay references."""
@@ -154,7 +165,7 @@ def _words(raw: list[Any] | tuple[Any, ...]) -> Iterator[str]:
 
 
 def _command(raw: object) -> str | tuple[str, ...] | None:
-    if isinstance(raw, list | tuple) and raw:
+    if isinstance(raw, list | tuple) and raw and raw[0] not in ("", None):
         return tuple(_words(raw))
     if raw is None or (isinstance(raw, str) and raw.strip()):
         return raw

@@ -180,3 +180,23 @@ def test_bind_address_is_where_the_gate_asks_and_the_endpoint_points() -> None:
     assert service.gate["address"] == "127.0.0.1"
     assert service.endpoint == "http://127.0.0.1:8000"
     assert "--host 0.0.0.0" not in service.unit
+
+
+def test_secret_that_is_no_text_is_refused_by_name() -> None:
+    wanted = deployment(env_vars={"A_KEY": "host:GARBLED"})
+    made = planned(wanted, host(), secrets=Secrets.of(wanted, {"GARBLED": "a\udcff"}))
+    assert "host:GARBLED, whose value is not UTF-8" in made.errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        ("python3 -m sglang.launch_server --model-path 'a b'", ("python3", "-m", "sglang.launch_server", "--model-path", "a b")),
+        ("FAST=1 python3 -m server", ("bash", "-c", "FAST=1 python3 -m server")),
+        ("exec python3 -m server", ("bash", "-c", "exec python3 -m server")),
+        ("cd /x && run", ("bash", "-c", "cd /x && run")),
+        (["run", "$HOME; x"], ("run", "$HOME; x")),
+    ],
+)
+def test_command_goes_to_a_shell_only_where_it_needs_one(command: object, argv: tuple[str, ...]) -> None:
+    assert tuple(planned(deployment(command=command), host()).services[0].content["argv"]) == argv

@@ -14,6 +14,7 @@ import pytest
 from simulators import Simulator, Start
 
 CHAT = {"model": "x", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
 SENTENCE = "This is the SGLang simulator: no model was run, and every answer is this one."
 
 
@@ -142,7 +143,12 @@ def test_ignore_eos_makes_long_answers(simulator: Simulator) -> None:
             {"prompt": "a " * 5000},
             "You requested a total of 5016 tokens: 5000 tokens from the input",
         ),
-        ("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_object"}}, "cannot constrain its answer"),
+        ("/v1/chat/completions", {**CHAT, "response_format": {"type": "structural_tag"}}, "cannot constrain its"),
+        ("/v1/completions", {"prompt": "a", "ebnf": "root ::= x"}, "cannot constrain its answer"),
+        ("/v1/completions", {"prompt": "a", "regex": "[A-Z"}, "Failed to compile regex grammar"),
+        ("/generate", {"text": "a", "sampling_params": {"json_schema": "{"}}, "Failed to compile json grammar"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": IMAGE}]}, "Model only supports text input"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [1]}]}, "Input should be dict"),
         ("/v1/chat/completions", {**CHAT, "n": 2}, "one choice per request"),
     ],
 )
@@ -150,6 +156,30 @@ def test_bad_bodies_are_400(simulator: Simulator, path: str, body: object, words
     response = simulator.post(path, body)
     assert (response.status_code, response.json()["object"]) == (400, "error")
     assert words in response.json()["message"]
+
+
+def test_answers_have_the_form_that_the_request_prescribes(simulator: Simulator) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}, "required": ["n"]}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    chat = simulator.post("/v1/chat/completions", {**CHAT, "response_format": form}).json()["choices"][0]
+    assert (json.loads(chat["message"]["content"]), chat["finish_reason"]) == ({"n": 3}, "stop")
+    cut = simulator.post("/v1/chat/completions", {**CHAT, "response_format": form, "max_tokens": 1}).json()
+    assert cut["choices"][0]["finish_reason"] == "length"
+    text = simulator.post("/v1/completions", {"prompt": "a", "regex": "[A-Z]{3}-[0-9]{2}"}).json()["choices"][0]["text"]
+    assert text == "AAA-00"
+    options = {"json_schema": json.dumps(schema)}
+    assert simulator.post("/generate", {"text": "a", "sampling_params": options}).json()["text"] == '{"n": 3}'
+
+
+def test_images_are_taken_where_the_model_is_said_to_see(start: Start) -> None:
+    simulator = start(SGLANG_SIMULATOR_VISION="1").wait_until_ready()
+    assert simulator.get("/model_info").json()["has_image_understanding"] is True
+    message = {"role": "user", "content": [{"type": "text", "text": "What is this?"}, *IMAGE]}
+    seen = simulator.post("/v1/chat/completions", {"messages": [message]}).json()
+    assert (seen["usage"]["prompt_tokens"], seen["choices"][0]["message"]["content"]) == (4, SENTENCE)
+    far = {"type": "image_url", "image_url": {"url": "https://images.example/a.png"}}
+    refused = simulator.post("/v1/chat/completions", {"messages": [message | {"content": [far]}]})
+    assert (refused.status_code, "data URLs" in refused.text) == (400, True)
 
 
 @pytest.mark.parametrize("body", [b"{bad", b"[]", b"\xff"])

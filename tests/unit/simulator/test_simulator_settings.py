@@ -17,6 +17,7 @@ from sglang_ops.simulator.settings import Faults, Settings, faults_of, settings_
         (" wrong-model , garbage,", Faults(wrong_model=True, garbage=True)),
         ("crash-at-start,exit-zero", Faults(crash_at_start=True, exit_zero=True)),
         ("ignore-sigterm,out-of-memory", Faults(ignore_sigterm=True, out_of_memory=True)),
+        ("unconstrained", Faults(unconstrained=True)),
     ],
 )
 def test_faults(text: str, faults: Faults) -> None:
@@ -59,6 +60,13 @@ def test_speeds() -> None:
             "SGLANG_SIMULATOR_DRAIN_POLL": "0.1",
         }
     ) == Settings(startup_seconds=0.0, tokens_per_second=12.5, poll_seconds=0.1)
+
+
+def test_vision_is_told() -> None:
+    assert settings_of({"SGLANG_SIMULATOR_VISION": "1"}).vision
+    assert not settings_of({"SGLANG_SIMULATOR_VISION": "0"}).vision
+    with pytest.raises(ValueError, match="SGLANG_SIMULATOR_VISION: 'yes' is neither 0 nor 1"):
+        settings_of({"SGLANG_SIMULATOR_VISION": "yes"})
 
 
 @pytest.mark.parametrize("speed", ["0", "fast", "-3"])
