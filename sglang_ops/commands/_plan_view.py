@@ -113,19 +113,19 @@ def _service(console: Console, service: Service, *, endpoint: str) -> None:
 
 
 def _memory(memory: Mapping[str, Any]) -> Table:
-    """Where the memory of each GPU goes: `sglang_ops.planning.memory.MemoryPlan` in GiB."""
+    """Where the memory of each GPU goes: `sglang_ops.planning.fit.as_mapping` of its plan, in GiB."""
     table = grid("memory of each GPU", "GiB", "")
     table.columns[1].justify = "right"
     given = "as given" if memory["mem_fraction_given"] else "automatic"
     tokens, length = memory["tokens"], memory["context_length"]
     cached = f"{FIDELITY[memory['fidelity']]}{tokens:,} tokens: {_requests(tokens, length)} of {length:,} tokens"
-    free = memory["free_before"] - memory["weights"] - max(0, memory["kv_cache"]) - memory["request_table"]
     rows = [
         ("total", memory["gpu_total"], f"{memory['free_before'] / GIB:.1f} free when SGLang starts"),
         ("weights", memory["weights"], "" if memory["weights_known"] else "counted from the model's configuration"),
         ("KV cache", memory["kv_cache"], cached),
+        *([("states of linear attention", memory["states"], "")] if memory["states"] else []),
         ("request table", memory["request_table"], f"{memory['max_running_requests']:,} requests at once at most"),
-        ("left", free, f"--mem-fraction-static {memory['mem_fraction_static']:g} ({given})"),
+        ("left", memory["free_after"], f"--mem-fraction-static {memory['mem_fraction_static']:g} ({given})"),
     ]
     for label, count, note in rows:
         table.add_row(label, f"{count / GIB:.1f}", note)

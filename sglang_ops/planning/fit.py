@@ -11,7 +11,7 @@ from sglang_ops.planning.architecture import Architecture, UnknownArchitecture
 from sglang_ops.planning.command import ModelSource, server_argv
 from sglang_ops.planning.constraints import constraints
 from sglang_ops.planning.facts import Gpu, HostFacts, ModelFiles, Service
-from sglang_ops.planning.memory import CONTEXT_BYTES, MIB, GpuMemory, MemoryPlan
+from sglang_ops.planning.memory import CONTEXT_BYTES, MIB, NCCL_BYTES, GpuMemory, MemoryPlan
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.sizes import Sizes, overrides
 from sglang_ops.spec import Deployment
@@ -70,9 +70,9 @@ def fit(
 
 
 def held_mib(memory: Mapping[str, Any]) -> int:
-    """What a server with this plan (a MemoryPlan as a mapping) holds of each of its GPUs."""
-    parts = ("weights", "kv_cache", "request_table", "graphs")
-    return int(sum(max(0, memory[part]) for part in parts) + CONTEXT_BYTES) // MIB
+    """What a server with this plan (see `as_mapping`) holds of each of its GPUs."""
+    taken = CONTEXT_BYTES + (NCCL_BYTES if memory["gpus"] > 1 else 0) + memory["graphs"]
+    return int(memory["free_before"] - memory["free_after"] + taken) // MIB
 
 
 def _model(deployment: Deployment, source: ModelSource, files: ModelFiles | None) -> _Model:

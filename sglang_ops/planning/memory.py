@@ -29,6 +29,8 @@ CONTEXT_BYTES = round(1.21 * GIB)
 WORKSPACE_BYTES = round(0.10 * GIB)
 # NCCL's buffers, where more than one GPU works on one copy of the model.
 NCCL_BYTES = round(0.9 * GIB)
+# `--mamba-full-memory-ratio`: what the states of linear-attention layers take beside the KV cache of the others.
+_STATES = 0.9
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class MemoryPlan:
     """The memory of one server, per GPU; bytes unless the name says otherwise. Where data is parallel: per rank.
 
     `requests` is how many requests of the full context length fit at once, `max_running_requests` what SGLang will
-    allow. `free_after` stays free once weights, KV cache and request table are there. `fidelity`: see Architecture.
+    allow. `states` belong to layers without a KV cache; `free_after` stays free once all that is there. `fidelity`:
+    see Architecture.
     """
 
     gpus: int
@@ -55,6 +58,7 @@ class MemoryPlan:
     mem_fraction_static: float
     mem_fraction_given: bool
     kv_cache: int
+    states: int
     kv_bytes_per_token: int
     tokens: int
     context_length: int
@@ -70,11 +74,13 @@ class MemoryPlan:
 
     @property
     def free_after(self) -> int:
-        return self.free_before - WORKSPACE_BYTES - self.weights - max(0, self.kv_cache) - self.request_table
+        used = WORKSPACE_BYTES + self.weights + max(0, self.kv_cache) + self.states + self.request_table
+        return self.free_before - used
 
     def fraction_for(self, tokens: int) -> float:
         """The smallest `--mem-fraction-static`, in thousandths, with which the KV cache holds `tokens`."""
-        needed = WORKSPACE_BYTES + self.weights + tokens * self.kv_bytes_per_token
+        cache = tokens * self.kv_bytes_per_token * (1 + _STATES if self.states else 1)
+        needed = round(WORKSPACE_BYTES + self.weights + cache)
         return -(-1000 * needed // self.free_before) / 1000 if self.free_before > 0 else float("inf")
 
 
@@ -105,8 +111,8 @@ def predict(
     weights += rope_cache_bytes(architecture)
     cache = round(free * fraction) - WORKSPACE_BYTES - weights - _towers(architecture, sizes, release)
     per_token = kv_bytes_per_token(architecture, sizes)
-    if architecture.kv_layers < architecture.layers:
-        cache = round(cache / 1.9)  # --mamba-full-memory-ratio 0.9: states take 0.9 parts, the KV cache one
+    states = round(max(0, cache) * _STATES / (1 + _STATES)) if architecture.kv_layers < architecture.layers else 0
+    cache -= states
     tokens = max(0, cache) // per_token
     tokens = min(tokens, sizes.max_total_tokens or tokens) // sizes.page_size * sizes.page_size
     context = sizes.context_length or architecture.context_length
@@ -120,6 +126,7 @@ def predict(
         mem_fraction_static=fraction,
         mem_fraction_given=sizes.mem_fraction_static is not None,
         kv_cache=min(cache, tokens * per_token),
+        states=states,
         kv_bytes_per_token=per_token,
         tokens=tokens,
         context_length=context,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 from conftest import Shell, task
 
 from sglang_ops.commands._plan_view import spans
+from sglang_ops.planning.fit import as_mapping
 from sglang_ops.planning.memory import MemoryPlan
 
 OLD = "[Service]\nExecStart=/usr/bin/docker run \\\n    --env A=old\n"
 NEW = OLD.replace("old", "new")
 GIB = 2**30
-MEMORY = asdict(
+MEMORY = as_mapping(
     MemoryPlan(
         gpus=2,
         gpu_total=80 * GIB,
@@ -26,6 +26,7 @@ MEMORY = asdict(
         mem_fraction_static=0.8,
         mem_fraction_given=True,
         kv_cache=47 * GIB,
+        states=0,
         kv_bytes_per_token=131072,
         tokens=385024,
         context_length=131072,
@@ -166,7 +167,7 @@ def test_memory_is_a_table(shell: Shell) -> None:
     (cache,) = [line for line in shell.out.splitlines() if "KV cache" in line]
     assert "47.0" in cache
     assert "about 385,024 tokens: 2.9 requests of 131,072 tokens" in cache
-    assert ["left", "15.0"] in [line[:2] for line in lines]
+    assert ["left", "14.9"] in [line[:2] for line in lines]
     assert shell.json("plan", "-i", "hosts.yml")["hosts"][0]["services"][0]["memory"] == MEMORY
 
 

@@ -17,7 +17,7 @@ from sglang_ops.spec import Deployment, load_mapping
 
 MODEL, NAME = "meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b-instruct"
 CHECKPOINT = "/models/llama-3.1-8b-instruct"
-TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
+TEXT = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs", "Cn"]), max_size=30)
 # What the launcher (0.2.6) renders behind `--model-path`; it goes on with `--pp-size 1`, a flag that SGLang before
 # 0.4.6 refuses. Ours names the flag only where it says something.
 SIZES = "--tp-size {} --dp-size {}"

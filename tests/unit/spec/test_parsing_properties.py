@@ -20,7 +20,15 @@ LAUGHS = "x-a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
-PLAIN = TEXT.filter(lambda text: "${" not in text and text != "???")  # says nothing to OmegaConf
+
+
+def carried(text: str) -> bool:
+    """Whether it reaches a container: Unicode's noncharacters and podman's lost carriage returns are refused."""
+    lost = any(ord(char) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(char) <= 0xFDEF for char in text)
+    return not lost and "\r\n" not in text
+
+
+PLAIN = TEXT.filter(lambda text: "${" not in text and text != "???" and carried(text))  # says nothing to OmegaConf
 SCALARS = st.none() | st.booleans() | st.integers(-10, 2**40) | st.floats(allow_nan=False) | TEXT
 ANYTHING = st.recursive(
     SCALARS,
