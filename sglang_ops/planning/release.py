@@ -15,12 +15,12 @@ def release_id(content: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What changed between two releases, in one line: `image 1a2b… → 3c4d…, argument --x added`."""
+    """What changed between two releases, in one line: `image 1a2b… → 3c4d…, --port 8000 → 9000, --x added`."""
     said: list[str] = []
-    for key in sorted(new.keys() | old.keys()):
+    for key in sorted(new.keys() | old.keys(), key=lambda key: (key == "unit", key)):
         before, after = old.get(key), new.get(key)
-        if before == after:
-            continue
+        if before == after or (key == "unit" and said):
+            continue  # the unit follows from the rest
         if key == "argv":
             said += _argument_changes(before or (), after or ())
         elif isinstance(before, dict | None) and isinstance(after, dict):
@@ -33,11 +33,25 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _argument_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    removed = [word for word in before if word not in after]
-    added = [word for word in after if word not in before]
-    changes = [f"arguments {' '.join(map(short, removed))} removed"] if removed else []
-    changes += [f"arguments {' '.join(map(short, added))} added"] if added else []
+    old, new = _options(before), _options(after)
+    changes = [f"{flag} {short(' '.join(old[flag]))} → {short(' '.join(new[flag]))}"
+               for flag in new if flag in old and old[flag] != new[flag]]
+    changes += [f"{short(' '.join([flag, *old[flag]]))} removed" for flag in old if flag not in new]
+    changes += [f"{short(' '.join([flag, *new[flag]]))} added" for flag in new if flag not in old]
     return changes or ["arguments reordered"]
+
+
+def _options(argv: Sequence[str]) -> dict[str, list[str]]:
+    """Values by flag; what stands before the first flag is under the first word."""
+    found: dict[str, list[str]] = {}
+    flag = None
+    for word in argv:
+        if flag is None or word.startswith("--"):
+            flag = word
+            found.setdefault(flag, [])
+        else:
+            found[flag].append(word)
+    return found
 
 
 def short(value: object) -> str:

@@ -200,3 +200,12 @@ def test_secret_that_is_no_text_is_refused_by_name() -> None:
 )
 def test_command_goes_to_a_shell_only_where_it_needs_one(command: object, argv: tuple[str, ...]) -> None:
     assert tuple(planned(deployment(command=command), host()).services[0].content["argv"]) == argv
+
+
+def test_the_reason_names_what_changed_and_not_what_follows_from_it() -> None:
+    first = planned(deployment(extra_args="--context-length 4096 --enable-metrics"), host())
+    changed = deployment(port=9000, extra_args="--context-length 8192 --log-level debug")
+    (step,) = planned(changed, host(services=[deployed(first)])).steps
+    assert step.why == (
+        "--port 8000 → 9000, --context-length 4096 → 8192, --enable-metrics removed, --log-level debug added"
+    )
