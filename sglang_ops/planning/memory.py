@@ -67,6 +67,7 @@ class MemoryPlan:
     reserve: int
     graphs: int
     fidelity: Fidelity
+    has_states: bool = False  # also where nothing is left for them
 
     @property
     def requests(self) -> int:
@@ -79,7 +80,7 @@ class MemoryPlan:
 
     def fraction_for(self, tokens: int) -> float:
         """The smallest `--mem-fraction-static`, in thousandths, with which the KV cache holds `tokens`."""
-        cache = tokens * self.kv_bytes_per_token * (1 + _STATES if self.states else 1)
+        cache = tokens * self.kv_bytes_per_token * (1 + _STATES if self.has_states else 1)
         needed = round(WORKSPACE_BYTES + self.weights + cache)
         return -(-1000 * needed // self.free_before) / 1000 if self.free_before > 0 else float("inf")
 
@@ -111,7 +112,8 @@ def predict(
     weights += rope_cache_bytes(architecture)
     cache = round(free * fraction) - WORKSPACE_BYTES - weights - _towers(architecture, sizes, release)
     per_token = kv_bytes_per_token(architecture, sizes)
-    states = round(max(0, cache) * _STATES / (1 + _STATES)) if architecture.kv_layers < architecture.layers else 0
+    has_states = architecture.kv_layers < architecture.layers
+    states = round(max(0, cache) * _STATES / (1 + _STATES)) if has_states else 0
     cache -= states
     tokens = max(0, cache) // per_token
     tokens = min(tokens, sizes.max_total_tokens or tokens) // sizes.page_size * sizes.page_size
@@ -135,6 +137,7 @@ def predict(
         reserve=round(chosen.reserve * MIB),
         graphs=round(chosen.graphs * MIB),
         fidelity=_fidelity(architecture, sizes, chosen),
+        has_states=has_states,
     )
 
 
