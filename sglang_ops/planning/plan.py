@@ -42,6 +42,8 @@ class HostPlan:
 
 def plan(wanted: Sequence[Wanted], facts: HostFacts, settings: Settings) -> HostPlan:
     """The plan for one host. Never raises for what a user can get wrong: that is in `errors`."""
+    if not wanted:  # no deployment is meant for this host
+        return HostPlan(facts.host, engine=settings.container_engine)
     ordered = drafts(wanted, facts, settings)
     problems = [problem for made in ordered for problem in made.problems]
     problems += check_engine(facts) + check_disks(ordered, facts, settings)

@@ -89,3 +89,8 @@ def test_models_that_two_share_are_fetched_once_and_counted_once() -> None:
     made = several(host(models=missing, disks=disks), one("a", 8000), one("b", 8001))
     assert made.errors == ()
     assert [step.step for step in made.steps] == ["model", "start", "start"]
+
+
+def test_host_that_no_deployment_is_meant_for_is_left_alone() -> None:
+    made = several(host(engine={"name": "docker", "pending": ["install docker.io"]}))
+    assert (made.steps, made.errors, made.services) == ((), (), ())
