@@ -44,6 +44,7 @@ class Service:
     image: str
     image_digest: str
     gpus: tuple[int, ...]
+    link: str
     port: int
     endpoint: str
     outage: str
@@ -125,6 +126,7 @@ def _service(item: Mapping[str, Any], steps: tuple[Step, ...]) -> Service:
         image=str(item["image"]),
         image_digest=str(item["image_digest"]),
         gpus=tuple(item["gpus"]),
+        link=str(item.get("link", "")),
         port=int(item["port"]),
         endpoint=str(item["endpoint"]),
         outage=str(item["outage"]),

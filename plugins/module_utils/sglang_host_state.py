@@ -103,12 +103,17 @@ def release_unit(service, release):
     return read_text(os.path.join(release_directory(service, release), "unit"))
 
 
+def releases(service):
+    """The releases that are kept of a service, the newest first."""
+    parent = os.path.join(STATE, service, "releases")
+    found = os.listdir(parent) if os.path.isdir(parent) else []
+    return sorted(found, key=lambda name: os.path.getmtime(os.path.join(parent, name)), reverse=True)
+
+
 def prune_releases(service, keep):
     """Drop all but the newest releases; those in `keep` stay whatever their age."""
-    parent = os.path.join(STATE, service, "releases")
-    releases = sorted(os.listdir(parent), key=lambda name: os.path.getmtime(os.path.join(parent, name)), reverse=True)
-    for release in [name for name in releases if name not in keep][KEPT_RELEASES:]:
-        shutil.rmtree(os.path.join(parent, release), ignore_errors=True)
+    for release in [name for name in releases(service) if name not in keep][KEPT_RELEASES:]:
+        shutil.rmtree(release_directory(service, release), ignore_errors=True)
 
 
 def forget(service):

@@ -36,7 +36,7 @@ options:
     type: dict
     default: {}
   purge:
-    description: With V(absent), also delete what the services alone used (their images).
+    description: With V(absent), also delete what the services alone used (images, compiled kernels).
     type: bool
     default: false
 author: [sglang-ops contributors]
@@ -57,13 +57,14 @@ sglang_ops:
 
 import os
 
+from ansible.module_utils import sglang_host_jit as jit
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_command import run
 
 # Stopping waits for requests in flight; systemd itself ends it at the unit's TimeoutStopSec.
-RECORD = ("name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate", "memory")
+RECORD = ("name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate", "memory", "jit")
 ACTIVE = ("active", "activating", "deactivating", "reloading", "restarting")
 
 
@@ -228,8 +229,9 @@ def stopped(host, names):
 
 
 def absent(host, names, purge):
-    """Stop and forget; with `purge`, images that no other service uses are deleted too."""
+    """Stop and forget; with `purge`, images and compiled kernels that no other service uses are deleted too."""
     images = {}
+    compiled = jit.named_by(names)
     for name in names:
         record = store.read_record(name, store.read_state(name)["release"])
         if record.get("image_digest"):
@@ -248,6 +250,8 @@ def absent(host, names, purge):
         for image, (engine, tag) in images.items():
             if image not in used:
                 run(engine, "image", "rm", tag, image)
+        for engine in {engine for engine, _ in images.values()}:
+            jit.prune(compiled, engine)
     return _done(names, "remove")
 
 

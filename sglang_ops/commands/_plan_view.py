@@ -104,6 +104,7 @@ def _group(console: Console, alike: Sequence[Host]) -> None:
 
 def _service(console: Console, service: Service, *, endpoint: str) -> None:
     gpus = f"GPU {','.join(map(str, service.gpus))}" if service.gpus else "no GPU"
+    gpus += f" ({service.link})" if service.link else ""
     facts = [f"release {service.release}", gpus, endpoint, f"outage: {service.outage}"]
     console.print(f"  {escape(service.name)}: {escape(', '.join(facts))}", soft_wrap=True)
     if service.memory:

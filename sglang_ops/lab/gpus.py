@@ -53,7 +53,8 @@ def device_nodes(gpus: int) -> str:
 def answers(host: str, gpus: int) -> str:
     """What nvidia-smi says on `host` at first: idle GPUs and a driver that is new enough. Memory in MiB.
 
-    `fault` may be set to "no-devices", "no-driver" or "version-mismatch"; a GPU's `lost` to true.
+    `fault` may be set to "no-devices", "no-driver" or "version-mismatch"; a GPU's `lost` to true. NVLink joins all
+    GPUs, or those of each of the `islands`, [[0, 2], [1, 3]] say.
     """
     devices: list[dict[str, Any]] = [
         {
@@ -77,6 +78,7 @@ def answers(host: str, gpus: int) -> str:
         "cuda_version": _CUDA,
         "compute_cap": _COMPUTE_CAPABILITY,
         "fault": None,
+        "islands": None,
         "gpus": devices,
     }
     return json.dumps(facts, indent=2) + "\n"

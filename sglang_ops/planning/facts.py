@@ -109,12 +109,13 @@ class Service(_Fact):
 
 
 class HostFacts(_Fact):
-    """Everything planning needs to know of one host."""
+    """Everything planning needs to know of one host. `topology` is what `nvidia-smi topo -m` says, if it was asked."""
 
     host: str
     address: str
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str | None = None
+    topology: str = ""
     cdi: tuple[CdiSpec, ...] = ()
     engine: Engine = Engine()
     images: dict[str, bool] = {}

@@ -60,12 +60,14 @@ def fit(
     chosen, problems = gpus.choose(settled, facts, now)
     problems += constraints(model.architecture, server_argv(settled, source))
     context = sizes.context_length or (model.architecture.context_length if model.architecture else None)
-    made = Fit(settled, chosen, None, context, tuple(problems))
+    advice = [f"{settled.service_name}: {text}" for text in gpus.advice(chosen, settled, facts, now)]
+    made = Fit(settled, chosen, None, context, tuple(problems), tuple(advice))
     given = [gpu for gpu in facts.gpus if gpu.index in chosen]
     if problems or gpus.on_cpu(settled) or not given or not all(gpu.memory_total_mib for gpu in given):
         return made
     if model.architecture is None:
-        return replace(made, warnings=(f"the memory of {settled.service_name} is not planned: {model.doubt}.",))
+        doubt = f"the memory of {settled.service_name} is not planned: {model.doubt}."
+        return replace(made, warnings=(*made.warnings, doubt))
     return _with_memory(made, model, model.architecture, sizes, given, facts, now, release)
 
 
@@ -134,7 +136,7 @@ def _with_memory(
         message = f"{name} shares GPUs with {sharing[0].name}, and SGLang takes nearly all memory that it finds free."
         problems = [Problem("memory", f"{message} Set --mem-fraction-static in extra_args of both.")]
     warnings = tuple(f"{name}: {text}" for text in found.warnings)
-    return replace(made, memory=found.plan, problems=tuple(problems), warnings=warnings)
+    return replace(made, memory=found.plan, problems=tuple(problems), warnings=(*made.warnings, *warnings))
 
 
 def _memory_of(gpu: Gpu, deployment: Deployment, facts: HostFacts, now: HostFacts) -> GpuMemory:

@@ -1,9 +1,10 @@
-"""Which GPUs a service gets: those the file names, those it has already, else the lowest free ones."""
+"""Which GPUs a service gets: those the file names, those it has already, else the free ones that are joined best."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sglang_ops.planning import topology
 from sglang_ops.planning.command import arguments, option
 from sglang_ops.planning.facts import HostFacts, Service
 from sglang_ops.planning.problems import Problem
@@ -37,7 +38,7 @@ def choose(
     free = _free(deployment, facts, now, others)
     if len(free) < needed:
         return (), [Problem("gpus", _too_few(deployment, facts, others, free))]
-    return tuple(free[:needed]), []
+    return topology.best(free, needed, topology.links(facts.topology)), []
 
 
 def available(deployment: Deployment, facts: HostFacts, now: HostFacts) -> tuple[int, ...]:
@@ -47,6 +48,20 @@ def available(deployment: Deployment, facts: HostFacts, now: HostFacts) -> tuple
     if named is not None:
         return _named(named.value, deployment, facts, others)[0]
     return tuple(_free(deployment, facts, now, others))
+
+
+def advice(gpus: Sequence[int], deployment: Deployment, facts: HostFacts, now: HostFacts) -> list[str]:
+    """A warning where the file names GPUs that only the system bus joins, while better joined ones are free."""
+    if "CUDA_VISIBLE_DEVICES" not in deployment.env_vars:
+        return []
+    links = topology.links(facts.topology)
+    others = [service for service in facts.services if service.name != deployment.service_name]
+    better = topology.best(_free(deployment, facts, now, others), deployment.gpus_needed, links)
+    slow, fast = (topology.joining(some, links) for some in (gpus[: deployment.gpus_needed], better))
+    if slow != topology.WORST or topology.rank(fast) <= topology.rank(slow):
+        return []
+    message = f"CUDA_VISIBLE_DEVICES names {_numbers(gpus)}, which only the system bus joins ({slow})."
+    return [f"{message} {_numbers(better)} are free and joined by {fast}: name those, or none."]
 
 
 def _free(deployment: Deployment, facts: HostFacts, now: HostFacts, others: Sequence[Service]) -> list[int]:

@@ -22,6 +22,7 @@ def questions(
         "engine": settings.container_engine,
         "insecure_registries": list(settings.insecure_registries),
         "wants_cdi": bool(deployments),
+        "topology": any(item.gpus_needed > 1 or item.tensor_parallel_size == "auto" for item in deployments),
         "images": _unique(image.digest_ref for image in images),
         "arguments_of": _unique(image.digest_ref for image in images if image.release not in releases()),
         "models": [_model(deployment, settings) for deployment in with_repository(deployments)],

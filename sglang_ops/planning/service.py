@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from sglang_ops.planning import topology
 from sglang_ops.planning.command import (
     ModelSource,
     Mount,
@@ -18,6 +19,7 @@ from sglang_ops.planning.command import (
 from sglang_ops.planning.draft import Draft
 from sglang_ops.planning.facts import HostFacts, Service
 from sglang_ops.planning.fit import as_mapping
+from sglang_ops.planning.jit import JitCache, jit_cache
 from sglang_ops.planning.release import release_id
 from sglang_ops.planning.settings import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.systemd import Unit
@@ -34,7 +36,11 @@ Action = Literal["none", "check", "start", "restart"]
 
 @dataclass(frozen=True)
 class ServicePlan:
-    """One service as it shall be. `content` makes the release; `gate` tells how to ask whether it serves."""
+    """One service as it shall be. `content` makes the release; `gate` tells how to ask whether it serves.
+
+    `link` is the worst link among the GPUs (NV18, PIX, … SYS), "" where there is none or it is not known; `jit` the
+    host's directory of compiled kernels.
+    """
 
     name: str
     release: str
@@ -42,6 +48,7 @@ class ServicePlan:
     image: str
     image_digest: str
     gpus: tuple[int, ...]
+    link: str
     port: int
     endpoint: str
     healthy: bool
@@ -50,6 +57,7 @@ class ServicePlan:
     content: dict[str, Any]
     gate: dict[str, Any]
     directories: tuple[str, ...] = ()
+    jit: str = ""
     secrets: tuple[str, ...] = ()
     memory: dict[str, Any] | None = None
     why: str = ""
@@ -71,10 +79,12 @@ class Resolved:
     engine_path: str
     memory: dict[str, Any] | None = None
     context: int | None = None
+    jit: JitCache | None = None
 
     @property
     def mounts(self) -> tuple[Mount, ...]:
-        return mounts(self.deployment, self.settings, self.source)
+        bound = mounts(self.deployment, self.settings, self.source)
+        return (*bound, self.jit.mount) if self.jit else bound
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -134,6 +144,7 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
         image=resolved.image.ref,
         image_digest=resolved.image.digest,
         gpus=resolved.gpus,
+        link=topology.joining(resolved.gpus, topology.links(facts.topology)),
         port=deployment.port,
         endpoint=f"http://{address}:{deployment.port}",
         healthy=healthy,
@@ -143,6 +154,7 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
         gate=_gate(deployment, settings, release) | {"tokens_needed": resolved.context},
         memory=resolved.memory,
         directories=tuple(mount.source for mount in resolved.mounts if not mount.read_only),
+        jit=resolved.jit.directory if resolved.jit else "",
         secrets=tuple(resolved.fingerprints),
     )
 
@@ -156,6 +168,8 @@ def resolve(made: Draft, facts: HostFacts, settings: Settings) -> Resolved:
         for name, value in deployment.env_vars.items()
         if value.kind == "runtime"
     }
+    jit = jit_cache(deployment, settings, made.wanted.image, made.source, made.fit.gpus, facts)
+    environment = container_environment(deployment, settings, made.source, hidden)
     return Resolved(
         deployment=deployment,
         settings=settings,
@@ -163,11 +177,12 @@ def resolve(made: Draft, facts: HostFacts, settings: Settings) -> Resolved:
         source=made.source,
         gpus=made.fit.gpus,
         device_flags=made.flags,
-        environment=container_environment(deployment, settings, made.source, hidden),
+        environment=environment | dict(jit.environment if jit else {}),
         fingerprints=_given_to_server(deployment, made.wanted.secrets).fingerprints() | from_host,
         engine_path=facts.engine.path or f"/usr/bin/{settings.container_engine}",
         memory=as_mapping(made.fit.memory),
         context=made.fit.context,
+        jit=jit,
     )
 
 

@@ -23,6 +23,7 @@ class Settings(BaseModel):
     registry_mirrors: dict[str, str] = Field(default_factory=dict)
     hf_home: str = "/var/lib/sglang-ops/huggingface"
     hf_endpoint: str = ""
+    jit_cache: str = "/var/lib/sglang-ops/jit"
     ulimits: tuple[str, ...] = ("memlock=-1", "stack=67108864")
     container_args: tuple[str, ...] = ()
     start_timeout: int = Field(1800, ge=1)

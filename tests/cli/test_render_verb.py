@@ -96,7 +96,12 @@ def test_the_page_s_complete_example_is_rendered_as_it_stands(shell: Shell) -> N
     assert service["devices"] == [f"nvidia.com/gpu={index}" for index in range(4)]
     assert service["env"]["HF_HOME"] == "/cache/huggingface"
     assert "CUDA_VISIBLE_DEVICES" not in service["env"]
-    assert service["mounts"] == [{"source": "/cache/huggingface", "target": "/cache/huggingface", "read_only": False}]
+    compiled = "/var/lib/sglang-ops/jit/lmsysorg-sglang-latest-gpu-meta-llama-Llama-3.1-8B-Instruct"
+    assert service["env"]["TRITON_CACHE_DIR"] == "/jit/triton"
+    assert service["mounts"] == [
+        {"source": "/cache/huggingface", "target": "/cache/huggingface", "read_only": False},
+        {"source": compiled, "target": "/jit", "read_only": False},
+    ]
     assert service["port"] == 8000
     assert service["endpoints"] == {
         "chat": "/v1/chat/completions", "completions": "/v1/completions", "health": "/health"

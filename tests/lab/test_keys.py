@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +16,7 @@ QUICK = tuple(word for name, value in TIMES.items() for word in ("-e", f"sglang_
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Lab:
-    return make_lab("t-keys", hosts=1, gpus=2, engine="docker", os="debian13", server="simulator")
+    return make_lab("t-keys", hosts=1, gpus=4, engine="docker", os="debian13", server="simulator")
 
 
 def environment(lab: Lab) -> list[str]:
@@ -72,3 +73,35 @@ def test_auto_takes_the_fewest_gpus_that_hold_the_model(lab: Lab) -> None:
     assert result["ok"], result
     assert result["hosts"][0]["services"][0]["gpus"] == [0]
     assert "--tp-size 1" in lab.ssh("cat /etc/systemd/system/sglang-*.service")
+
+
+def test_gpus_that_nvlink_joins_are_taken_together(lab: Lab) -> None:
+    path = "/etc/sglang-ops-lab/gpus.json"
+    known = json.loads(lab.ssh(f"cat {path}")) | {"islands": [[0, 2], [1, 3]]}
+    lab.ssh(f"echo '{json.dumps(known)}' > {path}")
+    config = lab.write("keys", tensor_parallel_size=2)
+    planned = lab.json("plan", "--config", str(config))["hosts"][0]["services"][0]
+    assert (planned["gpus"], planned["link"]) == ([0, 2], "NV18")
+    result = lab.deploy(config, *QUICK)
+    assert result["ok"], result
+    assert result["hosts"][0]["services"][0]["gpus"] == [0, 2]
+    named = lab.write("keys", tensor_parallel_size=2, env_vars={"CUDA_VISIBLE_DEVICES": "0,1"})
+    warnings = lab.json("plan", "--config", str(named))["hosts"][0]["warnings"]
+    assert any("GPU 0, 2 are free and joined by NV18" in text for text in warnings)
+
+
+def test_compiled_kernels_outlast_the_container_and_go_with_a_purge(lab: Lab) -> None:
+    result = lab.deploy(lab.write("keys"), *QUICK)
+    assert result["ok"], result
+    digest = result["hosts"][0]["services"][0]["image_digest"].removeprefix("sha256:")[:12]
+    cache = f"/var/lib/sglang-ops/jit/{digest}-NVIDIA-H200-lab-tiny-llama"
+    inside = "docker exec $(docker ps -q) sh -c"
+    lab.ssh(f"{inside} 'mkdir -p $TRITON_CACHE_DIR && echo compiled > $TRITON_CACHE_DIR/kernel'")
+    assert lab.ssh(f"cat {cache}/triton/kernel").strip() == "compiled"
+    assert lab.json("restart")["ok"]
+    assert lab.ssh(f"{inside} 'cat $TRITON_CACHE_DIR/kernel'").strip() == "compiled"
+    lab.clear()
+    assert lab.ssh(f"cat {cache}/triton/kernel").strip() == "compiled"
+    assert lab.deploy(lab.write("keys"), *QUICK)["ok"]
+    assert lab.run("remove", "--yes", "--purge").returncode == 0
+    assert lab.ssh("ls /var/lib/sglang-ops/jit").strip() == ""

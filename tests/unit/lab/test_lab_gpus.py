@@ -55,6 +55,26 @@ def test_list(smi: Smi) -> None:
     assert first.partition("UUID")[2] != second.partition("UUID")[2]
 
 
+def matrix(smi: Smi, **environment: str) -> list[list[str]]:
+    code, out = smi.run("topo", "-m", **environment)
+    assert code == 0
+    header, *rows = out.partition("\n\nLegend:")[0].splitlines()
+    names = [line.split("\t")[0] for line in rows]
+    affinities = ["CPU Affinity", "NUMA Affinity", "GPU NUMA ID\x1b[0m"]
+    assert header.removeprefix("\t\x1b[4m").split("\t") == [*names, *affinities]
+    return [line.split("\t")[1 : len(rows) + 1] for line in rows]
+
+
+def test_nvlink_joins_all_gpus_or_those_of_an_island(tmp_path: Path) -> None:
+    smi = Smi(tmp_path, 4)
+    assert matrix(smi)[0] == [" X ", "NV18", "NV18", "NV18"]
+    smi.change(islands=[[0, 2], [1, 3]])
+    assert matrix(smi)[:2] == [[" X ", "SYS", "NV18", "SYS"], ["SYS", " X ", "SYS", "NV18"]]
+    # A container with GPUs 1 to 3 of the host: numbered anew, joined as before.
+    given = {f"SGLANG_LAB_GPU_{gpu}": "1" for gpu in (1, 2, 3)}
+    assert matrix(smi, **given) == [[" X ", "SYS", "NV18"], ["SYS", " X ", "SYS"], ["NV18", "SYS", " X "]]
+
+
 def test_uuids_stay_and_differ_between_hosts() -> None:
     def uuids(host: str) -> list[str]:
         return [gpu["uuid"] for gpu in json.loads(gpus.answers(host, 2))["gpus"]]
