@@ -38,6 +38,7 @@ VERBS = {
     "status": Verb("status", "Show what runs on the hosts.", LOOK),
     "logs": Verb("logs", "Print the logs of the services of all hosts.", LOOK),
     "history": Verb("history", "List the runs of this machine.", LOOK),
+    "doctor": Verb("doctor", "Say whether each host is fit to serve: every problem at once, with its remedy.", PREPARE),
     "validate": Verb("validate", "Check a deployment file. Needs no host.", PREPARE),
     "render": Verb("render", "Print the exact container command of a deployment. Needs no host.", PREPARE),
     "schema": Verb("schema", "Print the JSON Schema of the deployment file, for editors.", PREPARE),

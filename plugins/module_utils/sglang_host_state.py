@@ -71,7 +71,7 @@ def names():
 
 
 def read_state(service):
-    """{"release", "stable"} of a service; both None where it was never deployed."""
+    """{"release", "stable"} of a service, both None where it was never deployed, and "start_seconds" once known."""
     text = read_text(os.path.join(STATE, service, "state.json"))
     state = {"release": None, "stable": None}
     if text:

@@ -125,6 +125,11 @@ class Wait:
         self.layers.append(probe.layer("quiet", True, detail))
         return True
 
+    @property
+    def seconds(self):
+        """From the start of the wait to the first time that every layer passed."""
+        return (self.passed_at or time.monotonic()) - self.started
+
     def detail(self):
         """What the wait is for, in a few words."""
         if self.passed_at is not None:
@@ -143,7 +148,7 @@ def final(last):
 
 
 def wait_for(gates, progress):
-    """(gate, layers, cause, systemd's properties) of each; returns when every service has passed or failed."""
+    """[Wait] of each; returns when every service has passed or failed."""
     shown = systemd.show([gate["name"] for gate in gates])
     waits = [Wait(gate, shown.get(gate["name"], {})) for gate in gates]
     open_waits = list(waits)
@@ -153,7 +158,7 @@ def wait_for(gates, progress):
         if open_waits:
             progress.report("; ".join(wait.detail() for wait in open_waits))
             time.sleep(POLL_SECONDS)
-    return [(wait.gate, wait.layers, wait.why, wait.first) for wait in waits]
+    return waits
 
 
 def ask_once(gates):
@@ -221,12 +226,13 @@ def after_rollback(failure, names, results):
             "sglang_ops": {"kind": "gate", "services": services}}
 
 
-def remember(results):
-    """A release that passed is the one to go back to."""
+def remember(results, seconds):
+    """A release that passed is the one to go back to; how long it took to serve tells the next plan."""
     for result in results:
         state = store.read_state(result["name"])
         if result["ok"] and state["release"] == result["release"] and state["stable"] != state["release"]:
-            store.write_state(result["name"], dict(state, stable=state["release"]))
+            took = round(seconds[result["name"]])
+            store.write_state(result["name"], dict(state, stable=state["release"], start_seconds=took))
             store.prune_releases(result["name"], keep={state["release"]})
 
 
@@ -247,12 +253,13 @@ def main():
     gates = module.params["services"] or deployed_gates(module.params["names"], running=bool(module.params["failure"]))
     if module.params["wait"]:
         with Progress(module.params["progress_token"], step="gate") as progress:
-            asked = wait_for(gates, progress)
+            waits = wait_for(gates, progress)
+        asked = [(wait.gate, wait.layers, wait.why, wait.first) for wait in waits]
     else:
         asked = ask_once(gates)
     results = [outcome(*with_features(module.params["features"], *item)) for item in asked]
     if module.params["wait"]:
-        remember(results)
+        remember(results, {wait.gate["name"]: wait.seconds for wait in waits})
     if module.params["failure"]:
         module.fail_json(**after_rollback(module.params["failure"], module.params["names"], results))
     report = {"kind": "gate", "services": results}

@@ -130,7 +130,7 @@ class Host:
     def record(self, name, release, stable):
         self.changed = True
         if not self.check:
-            store.write_state(name, {"release": release, "stable": stable})
+            store.write_state(name, dict(store.read_state(name), release=release, stable=stable))
 
     def start(self, name):
         unit = name + ".service"

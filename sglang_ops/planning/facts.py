@@ -90,6 +90,7 @@ class Service(_Fact):
     name: str
     release: str | None = None
     stable: str | None = None
+    start_seconds: int | None = None
     record: dict[str, Any] = {}
     unit: str | None = None
     state: str = "inactive"

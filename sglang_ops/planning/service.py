@@ -148,7 +148,7 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
         port=deployment.port,
         endpoint=f"http://{address}:{deployment.port}",
         healthy=healthy,
-        outage=_outage(action, settings),
+        outage=_outage(action, settings, facts.service(deployment.service_name)),
         unit=unit,
         content=content,
         gate=_gate(deployment, settings, release) | {"tokens_needed": resolved.context},
@@ -203,11 +203,14 @@ def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, 
     return ("none", True) if deployed.probe.ok else ("check", False)
 
 
-def _outage(action: Action, settings: Settings) -> str:
+def _outage(action: Action, settings: Settings, deployed: Service | None) -> str:
+    """How long nobody is served; the last start is the best guess for the next one."""
     if action != "restart":
         return "none"
-    return f"from stop (drain up to {settings.drain_timeout} s) until the new server is ready"
-
+    drain = f"requests in flight (up to {settings.drain_timeout} s)"
+    if deployed and deployed.start_seconds is not None:
+        return f"{drain}, then about {deployed.start_seconds} s, as the last start took"
+    return f"{drain}, then until the new server is ready"
 
 def _gate(deployment: Deployment, settings: Settings, release: str) -> dict[str, Any]:
     bound = option(arguments(deployment), "--host")

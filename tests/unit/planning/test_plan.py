@@ -65,7 +65,7 @@ def test_changed_arguments_are_the_reason_for_a_restart() -> None:
     again = planned(deployment(extra_args="--context-length 4096"), host(services=[deployed(first)]))
     assert steps(again) == ["restart"]
     assert "--context-length 4096 added" in again.steps[0].why
-    assert "drain" in again.services[0].outage
+    assert again.services[0].outage == "requests in flight (up to 300 s), then until the new server is ready"
 
 
 def test_new_digest_behind_the_same_tag_is_a_new_release() -> None:
@@ -209,3 +209,9 @@ def test_the_reason_names_what_changed_and_not_what_follows_from_it() -> None:
     assert step.why == (
         "--port 8000 → 9000, --context-length 4096 → 8192, --enable-metrics removed, --log-level debug added"
     )
+
+
+def test_outage_is_expected_to_be_that_of_the_last_start() -> None:
+    first = planned(deployment(), host())
+    again = planned(deployment(port=9000), host(services=[deployed(first) | {"start_seconds": 62}]))
+    assert again.services[0].outage == "requests in flight (up to 300 s), then about 62 s, as the last start took"
