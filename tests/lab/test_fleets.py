@@ -1,4 +1,4 @@
-"""Several deployments on hosts that differ: who runs what, on which GPUs, and that neighbours leave each other alone."""
+"""Several deployments on hosts that differ: who runs what, on which GPUs, and that neighbours are left alone."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def test_two_files_and_a_clash_between_them(lab: Lab) -> None:
     refused = lab.deploy(one, "--config", str(two), *QUICK)
     assert refused["exit_code"] == 7
     assert "belongs to sglang-" in refused["hosts"][0]["failure"]["cause"]
-    same = lab.run("deploy", "--yes", "--config", str(one), "--config", str(lab.write("twin", served_model_name="small")))
+    twin = lab.write("twin", served_model_name="small")
+    same = lab.run("deploy", "--yes", "--config", str(one), "--config", str(twin))
     assert same.returncode == 7
     assert "sglang-small" in same.stderr
 

@@ -36,11 +36,12 @@ def elsewhere(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     registry = lab.deployment["deployment"]["image"].partition("/")[0]
     copy_image(registry, lab.deployment["deployment"]["image"].partition("/")[2], "lmsysorg/sglang")
     models = tmp_path_factory.mktemp("models")
-    kept = next(Path(os.environ.get("SGLANG_OPS_LAB_CACHE", "/var/cache/sglang-ops/lab")).glob("models/**/lab/tiny-llama"))
-    shutil.copytree(kept, models / MODEL)
+    cache = Path(os.environ.get("SGLANG_OPS_LAB_CACHE", "/var/cache/sglang-ops/lab"))
+    shutil.copytree(next(cache.glob("models/**/lab/tiny-llama")), models / MODEL)
     address = registry.rpartition(".")[0] + ".1"
+    listening = ["--root", str(models), "--host", address, "--port", "8099", "--token", "x"]
     hub = subprocess.Popen(
-        [sys.executable, "-m", "sglang_ops.lab.hub", "--root", models, "--host", address, "--port", "8099", "--token", "x"],
+        [sys.executable, "-m", "sglang_ops.lab.hub", *listening],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
     )
     mirrors = {"sglang_server_registry_mirrors": {"docker.io": registry}, "sglang_server_hf_endpoint": f"http://{address}:8099"}

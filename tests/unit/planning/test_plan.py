@@ -7,7 +7,6 @@ from situations import COMMIT, IMAGE, MODEL, cdi, deployed, deployment, host, pl
 
 from sglang_ops.planning import ResolvedImage, Secrets, Settings, Wanted, plan
 
-
 REFUSED = {"repo": "org/m", "hub": MODEL["hub"], "error": "needs a token"}
 
 
@@ -191,7 +190,7 @@ def test_secret_that_is_no_text_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("command", "argv"),
     [
-        ("python3 -m sglang.launch_server --model-path 'a b'", ("python3", "-m", "sglang.launch_server", "--model-path", "a b")),
+        ("python3 -m server --model-path 'a b'", ("python3", "-m", "server", "--model-path", "a b")),
         ("FAST=1 python3 -m server", ("bash", "-c", "FAST=1 python3 -m server")),
         ("exec python3 -m server", ("bash", "-c", "exec python3 -m server")),
         ("cd /x && run", ("bash", "-c", "cd /x && run")),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_ops.simulator import SGLANG_VERSION, command
 from sglang_ops.catalog.options import human_readable_int
+from sglang_ops.simulator import SGLANG_VERSION, command
 from sglang_ops.simulator.arguments import parse, parser
 
 MODEL = ("--model-path", "lab/tiny-llama")
