@@ -25,7 +25,7 @@ demo-clean: venv ## Remove what `make demo` started
 	$(SUDO) $(BIN)/sglang-ops lab down
 
 test: venv lint ## Every test: lint, unit, roles, command line, and the lab's real hosts (root: for the lab)
-	$(SUDO) $(BIN)/python -m pytest tests/unit tests/cli tests/roles
+	$(SUDO) $(BIN)/python -m pytest tests/cli tests/roles tests/unit
 	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/lab # each file has labs of its own
 
 lint: venv ## ruff, mypy, ansible-lint
@@ -34,7 +34,7 @@ lint: venv ## ruff, mypy, ansible-lint
 	PATH="$(abspath $(BIN)):$$PATH" $(NO_INVENTORY) $(BIN)/ansible-lint --offline --strict playbooks roles
 
 unit: venv ## The tests that need neither root nor a lab (seconds)
-	$(BIN)/python -m pytest -m "not lab" tests/unit tests/cli tests/roles
+	$(BIN)/python -m pytest -m "not lab" tests/cli tests/roles tests/unit
 
 bench: venv ## The figures that the README quotes, over eight lab hosts (root: for the lab)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[bench]'
