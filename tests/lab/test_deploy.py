@@ -150,7 +150,7 @@ def test_status_verify_and_logs_tell_what_runs(lab: Lab) -> None:
     assert services["sglang-other"]["running"] == 0
     checks = lab.json("verify")
     assert checks["ok"]
-    assert {check["name"] for check in checks["checks"]} == {"unit", "port", "ready", "model", "answer"}
+    assert {check["name"] for check in checks["checks"]} == {"unit", "port", "ready", "model", "answer", "capacity"}
     logs = lab.run("logs", "-n", "50")
     assert "fired up" in logs.stdout
 
