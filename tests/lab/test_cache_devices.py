@@ -104,6 +104,7 @@ class Disks:
         done = subprocess.run(
             ["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=True)  # fmt: skip
         path = self.paths[name] = done.stdout.strip()
+        subprocess.run(["blockdev", "--setrw", path], check=True)  # the flag outlives a test that was cut off
         self.lab.ssh(f"rm -f {path}; mknod {path} b 7 {path.removeprefix('/dev/loop')}")
         return path
 

@@ -95,8 +95,18 @@ def test_server_that_ignores_sigterm_is_ended_after_the_drain(lab: Lab) -> None:
     assert 5 <= time.monotonic() - started < 60
 
 
-def test_unknown_argument_is_refused_by_the_server_and_named(lab: Lab) -> None:
+def test_unknown_argument_is_refused_before_a_host_is_touched(lab: Lab) -> None:
+    before = service(lab)
     result = lab.deploy(lab.write("flag", extra_args="--no-such-flag"), *QUICK)
+    assert result["exit_code"] == 7
+    assert "--no-such-flag is not an argument of SGLang 0.5.23" in result["hosts"][0]["failure"]["cause"]
+    assert service(lab)["release"] == before["release"]
+
+
+def test_unknown_argument_that_only_the_server_sees_is_named_too(lab: Lab) -> None:
+    words = "exec python3 -m sglang.launch_server --model-path ${deployment.hf_model_handle} --no-such-flag"
+    words += " --port ${deployment.port} --served-model-name ${deployment.served_model_name}"
+    result = lab.deploy(lab.write("flag", command=words), *QUICK)  # a shell's own words are not judged
     assert result["exit_code"] == 3
     assert "unrecognized arguments: --no-such-flag" in result["hosts"][0]["failure"]["cause"]
 

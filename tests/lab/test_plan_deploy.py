@@ -138,6 +138,7 @@ def neutral(unit: str) -> str:
     """A unit without what only the host, the hub and the lab's inventory tell."""
     unit = re.sub(r"release [0-9a-f]{12}", "release", unit)
     unit = re.sub(r"@sha256:[0-9a-f]{64}", ":v0.5.23", unit)
+    unit = re.sub(r"/sglang-ops/jit/[^,\s]+", "/sglang-ops/jit/KEY", unit)
     return re.sub(r"    --(revision|ulimit) .* \\\n", "", unit)
 
 
