@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sglang_ops import catalog, registry
 from sglang_ops.errors import OpsError, PreflightError
-from sglang_ops.planning import ResolvedImage, Secrets
+from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.spec import Deployment, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
@@ -30,8 +31,10 @@ def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployme
     overrides = plain(templar.template(task_vars.get("deployment_overrides") or {}))
     paths = plain(templar.template(task_vars.get(FILES_VARIABLE) or []))
     if paths:
-        parts = divided([load(Path(path)) for path in paths], overrides)
-        files = [load(Path(path), host_overrides=part) for path, part in zip(paths, parts, strict=True)]
+        files = [load(Path(path)) for path in paths]
+        if overrides:  # which of them changes which file is known only once the files are
+            parts = divided(files, overrides)
+            files = [load(Path(path), host_overrides=part) for path, part in zip(paths, parts, strict=True)]
     else:
         given = {key: plain(templar.template(task_vars[key])) for key in SECTIONS if key in task_vars}
         if not given.keys() & set(SECTIONS[:2]):
@@ -97,23 +100,24 @@ def runtime_for(service: Mapping[str, Any], deployment: Deployment) -> list[dict
     ]
 
 
-def resolve_once(ref: str, insecure: Sequence[str], run_directory: Path) -> ResolvedImage:
-    """The image's digest, asked once per run: every host of the fleet gets the same one.
+def resolve_once(image: str, settings: Settings, run_directory: Path) -> ResolvedImage:
+    """The image's digest, asked (its mirror, if it has one) once per run: every host of the fleet gets the same one.
 
     `run_directory` is Ansible's own temporary directory, private to the run and shared by its workers.
     Raises the registry's error, the same one for every host.
     """
+    ref = registry.mirrored(image, settings.registry_mirrors)
     name = hashlib.sha256(ref.encode()).hexdigest()[:16]
     answer = run_directory / f"sglang-ops-image-{name}.json"
     with (run_directory / f"sglang-ops-image-{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not answer.exists():
-            answer.write_text(json.dumps(_resolve(ref, insecure)))
+            answer.write_text(json.dumps(_resolve(ref, settings.insecure_registries)))
         known = json.loads(answer.read_text())
     if "error" in known:
         error: type[OpsError] = getattr(registry, known["error"], OpsError)
         raise error(known["message"], fix=known["fix"])
-    return ResolvedImage(**known)
+    return replace(ResolvedImage(**known), ref=image)
 
 
 def _resolve(ref: str, insecure: Sequence[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wan
 from sglang_ops.planning.doctor import diagnose
 from sglang_ops.planning.doctor_facts import Examined, Finding, Machine
 from sglang_ops.planning.questions import with_repository
-from sglang_ops.registry import RegistryUnreachable, mirrored
+from sglang_ops.registry import RegistryUnreachable
 from sglang_ops.spec import Deployment
 
 
@@ -78,11 +78,9 @@ class ActionModule(ActionBase):
 
     def _image(self, ref: str, settings: Settings) -> ResolvedImage | OpsError:
         try:
-            mirror = mirrored(ref, settings.registry_mirrors)
-            found = resolve_once(mirror, settings.insecure_registries, Path(C.DEFAULT_LOCAL_TMP))
+            return resolve_once(ref, settings, Path(C.DEFAULT_LOCAL_TMP))
         except OpsError as error:
             return error
-        return ResolvedImage(ref, found.digest_ref, found.size_bytes, found.release)
 
 
 def _wanted(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from sglang_ops.action_inputs import deployments_of, hub_token, plain, resolve_o
 from sglang_ops.errors import OpsError
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
 from sglang_ops.planning.questions import with_repository
-from sglang_ops.registry import RegistryUnreachable, mirrored
+from sglang_ops.registry import RegistryUnreachable
 
 
 class ActionModule(ActionBase):
@@ -71,9 +70,7 @@ class ActionModule(ActionBase):
 
     def _image(self, ref: str, settings: Settings) -> tuple[ResolvedImage | None, str | None]:
         try:
-            mirror = mirrored(ref, settings.registry_mirrors)
-            found = resolve_once(mirror, settings.insecure_registries, Path(C.DEFAULT_LOCAL_TMP))
-            return replace(found, ref=ref), None
+            return resolve_once(ref, settings, Path(C.DEFAULT_LOCAL_TMP)), None
         except RegistryUnreachable as error:
             return None, error.message
 
