@@ -53,7 +53,8 @@ def until_quiet(lab: Lab, seconds: float) -> str:
 
 
 def test_controller_killed_at_every_step_is_continued_by_the_next_run(lab: Lab) -> None:
-    config = lab.write("survive")
+    slow = {"SGLANG_SIMULATOR_FAULT": "slow-start:5"}  # or a killed run has nothing left to do
+    config = lab.write("survive", env_vars=slow)
     for step in STEPS:
         process = start(lab, config)
         wait_for_step(process, step)
