@@ -32,7 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sglang_ops import content, processes
+from sglang_ops import content, packed, processes
 from sglang_ops.errors import OpsError
 
 Event = dict[str, Any]
@@ -110,7 +110,7 @@ def run(
             forks=forks,
             cmdline=shlex.join(options) or None,
             verbosity=verbosity or None,
-            envvars=environment() | dict(env or {}),
+            envvars=_with_packed(private, environment()) | dict(env or {}),
             ident="run",
             quiet=True,
             suppress_env_files=True,
@@ -122,6 +122,13 @@ def run(
     if failure:
         raise failure[0]
     return RunResult(254 if runner.rc is None else runner.rc, interrupt.requested, time.monotonic() - started)
+
+
+def _with_packed(private: Path, env: dict[str, str]) -> dict[str, str]:
+    """`env`, with the modules that are cheaper as one script found first."""
+    modules = private / "modules"
+    packed.write(modules)
+    return env | {"ANSIBLE_LIBRARY": os.pathsep.join([str(modules), env["ANSIBLE_LIBRARY"]])}
 
 
 def absolute(source: str) -> str:

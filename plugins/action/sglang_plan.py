@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ from sglang_ops.errors import OpsError
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
+
+
+# Ansible loads this before it forks a worker for each host: they need not look through, and so copy, what is loaded.
+gc.freeze()
 
 
 class ActionModule(ActionBase):
