@@ -75,7 +75,8 @@ def table(text, names):
 
 def driver():
     """Versions of the loaded kernel module and of the library on disk, "" where there is none."""
-    loaded = re.search(r"Kernel Module\D*?(\d+\.\d+(?:\.\d+)?)", read_text("/proc/driver/nvidia/version") or "")
+    told = read_text("/proc/driver/nvidia/version") or ""
+    loaded = re.search(r"Kernel Module(?: for \S+)?\s+(\d+\.\d+(?:\.\d+)?)", told)
     found = [name for place in _LIBRARIES for name in glob.glob(place + "/libnvidia-ml.so.*.*")]
     versions = [os.path.basename(name)[len("libnvidia-ml.so."):] for name in found]
     return {"module": loaded.group(1) if loaded else "", "library": max(versions, key=_numbers, default="")}

@@ -92,8 +92,9 @@ from ansible.module_utils import sglang_host_cache as cache
 from ansible.module_utils import sglang_host_disks as disks
 from ansible.module_utils import sglang_host_storage as storage
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.sglang_host_apt import Apt, AptError
+from ansible.module_utils.sglang_host_apt import Apt
 from ansible.module_utils.sglang_host_command import free_bytes
+from ansible.module_utils.sglang_host_package_manager import PackageError
 from ansible.module_utils.sglang_host_progress import Progress
 from ansible.module_utils.sglang_host_state import read_text
 from ansible.module_utils.sglang_host_verdicts import RECORD, Wanted
@@ -209,7 +210,7 @@ def main():
             with Progress(module.params["progress_token"], "cache") as progress, storage.alone():
                 for text in apply(planned, wanted, ids, progress):
                     module.warn(text)
-        except (AptError, storage.Failure, OSError) as error:
+        except (PackageError, storage.Failure, OSError) as error:
             leave("failed", msg="The cache cannot be made at %s: %s" % (wanted.path, error))
     leave("ready", changed=planned.changed, diff=diff(found, planned))
 

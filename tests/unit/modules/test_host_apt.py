@@ -83,17 +83,17 @@ def test_a_package_torn_in_the_middle_is_unpacked_again(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("outcomes", [(Output(100, "E: No space left on device"),), (STALE, OK, STALE)])
 def test_what_cannot_is_told_in_apts_words(outcomes: tuple[Output, ...]) -> None:
-    with pytest.raises(apt.AptError, match=r"No space left|404"):
+    with pytest.raises(apt.PackageError, match=r"No space left|404"):
         apt.Apt(Scripted(*outcomes)).install(["docker.io"])
 
 
-def test_waiting_for_a_lock_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_lock_names_who_holds_it_and_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 200))
     monkeypatch.setattr(apt.time, "monotonic", lambda: next(clock))
     scripted = Scripted(*[LOCKED] * 9)
-    with pytest.raises(apt.AptError, match="Could not get lock"):
+    with pytest.raises(apt.PackageError, match=r"apt-get \(process 7\) has kept the package database locked for 300 s"):
         apt.Apt(scripted).install(["docker.io"])
-    assert "waiting for another package manager" in scripted.told
+    assert "waiting for apt-get (process 7)" in scripted.told
 
 
 @pytest.mark.parametrize(
