@@ -38,13 +38,24 @@ CANDIDATES = {
 }
 _WRITE_NO_CACHE = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")  # looking changes nothing
 _EVERYWHERE = {"crun": "1", "catatonit": "0.1", "netavark": "1", "ca-certificates": "1"}
+# What dockerd reads again when it is reloaded (docs.docker.com/reference/cli/dockerd, "Configuration reload
+# behavior"); everything else takes effect at its next start. `features` is left out: `cdi` is read at start only.
+RELOADABLE = frozenset({
+    "allow-nondistributable-artifacts", "authorization-plugins", "debug", "default-runtime", "insecure-registries",
+    "labels", "live-restore", "max-concurrent-downloads", "max-concurrent-uploads", "max-download-attempts",
+    "registry-mirrors", "runtimes", "shutdown-timeout",
+})
 
 
 @dataclass(frozen=True)
 class Desired:
+    """`daemon` are further settings for daemon.json; `restart` allows to stop containers for a restart of docker."""
+
     engine: str
     insecure_registries: tuple = ()
     wants_cdi: bool = False
+    daemon: dict = field(default_factory=dict)
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Current:
     insecure: tuple = ()  # in effect, not only configured
     cdi: bool = False
     config: str | None = None  # text of the file that `plan` would change
+    waiting: tuple = ()  # settings written by earlier runs that wait for docker's next start
     data_root: str = ""
     has_apt: bool = True
     installed: frozenset = frozenset()
@@ -69,7 +81,8 @@ class Current:
 class EnginePlan:
     """What to do, in this order: write `after` to `path`, install, tell the service `service`.
 
-    A docker that is installed after its configuration was written needs no restart.
+    A docker that is installed after its configuration was written needs no restart. `pending` are the settings that
+    will take effect only when docker starts the next time, because now it runs containers.
     """
 
     packages: tuple = ()
@@ -77,6 +90,7 @@ class EnginePlan:
     before: str | None = None
     after: str | None = None
     service: str = ""  # "", enable, start, reload or restart
+    pending: tuple = ()
     refusal: str = ""
 
     @property
@@ -91,12 +105,16 @@ class EnginePlan:
         return tuple(steps + ([self.service + " docker"] if self.service else []))
 
 
-def plan(current: Current, desired: Desired) -> EnginePlan:
-    """What `current` lacks. Pure. A refusal names the value and what to do; then nothing is to be touched."""
-    packages = missing_packages(current, desired.engine)
-    if packages and not current.has_apt:
-        return EnginePlan(refusal="%s is missing and this system has no apt. Install %s, then deploy again." % (
-            desired.engine, desired.engine))
+def plan(current: Current, desired: Desired, packages: tuple | None = None) -> EnginePlan:
+    """What `current` lacks. Pure. A refusal names the value and what to do; then nothing is to be touched.
+
+    `packages` are those to install where the caller knows better than to complete the distribution's.
+    """
+    if packages is None:
+        packages = missing_packages(current, desired.engine)
+        if packages and not current.has_apt:
+            return EnginePlan(refusal="%s is missing and this system has no apt. Run `sglang-ops provision`, which "
+                                      "installs it, then deploy again." % desired.engine)
     if desired.engine == "podman":
         after = registries_conf(current.config, desired.insecure_registries)
         return EnginePlan(packages, REGISTRIES_CONF, current.config, after)
@@ -105,25 +123,22 @@ def plan(current: Current, desired: Desired) -> EnginePlan:
 
 def _plan_docker(current: Current, desired: Desired, packages: tuple) -> EnginePlan:
     try:
-        after = daemon_json(current, desired)
+        changed, after = daemon_json(current, desired)
     except ValueError as error:
-        return EnginePlan(refusal="%s is not valid: %s. Correct it, then deploy again." % (DAEMON_JSON, error))
+        return EnginePlan(refusal="%s is not valid: %s. Correct it, then run this again." % (DAEMON_JSON, error))
     lacks_cdi = desired.wants_cdi and not current.cdi and knows_cdi(current)
     lacks_registry = set(desired.insecure_registries) - set(current.insecure)
+    late = {*current.waiting, *changed} - RELOADABLE
     if not current.active:
-        service = "start"
-    elif lacks_cdi:
-        service = "restart"  # read at start only
-    elif lacks_registry:
-        service = "reload"
-    else:
-        service = "" if current.enabled else "enable"
-        after = None  # in effect by other means, for example the daemon's command line
-    if service == "restart" and current.containers:
+        return EnginePlan(packages, DAEMON_JSON, current.config, after, "start")
+    if (late or lacks_cdi) and (desired.restart or not current.containers):
+        return EnginePlan(packages, DAEMON_JSON, current.config, after, "restart")
+    if lacks_cdi:
         message = ("docker must be restarted to give GPUs to containers, and runs %d of them. When they may stop, set "
                    "\"features\": {\"cdi\": true} in %s and run `sudo systemctl restart docker`.")
         return EnginePlan(refusal=message % (current.containers, DAEMON_JSON))
-    return EnginePlan(packages, DAEMON_JSON, current.config, after, service)
+    service = "reload" if lacks_registry or RELOADABLE & set(changed) else "" if current.enabled else "enable"
+    return EnginePlan(packages, DAEMON_JSON, current.config, after, service, tuple(sorted(late)))
 
 
 def missing_packages(current: Current, engine: str) -> tuple:
@@ -139,19 +154,27 @@ def knows_cdi(current: Current) -> bool:
     return not version or version >= DOCKER_CDI_SINCE  # an unknown one ignores the unknown feature
 
 
-def daemon_json(current: Current, desired: Desired) -> str | None:
-    """The new text of daemon.json: what is there already stays. None where nothing is to be added."""
+def daemon_json(current: Current, desired: Desired) -> tuple:
+    """(names of the settings that change, the new text of daemon.json or None). What is there already stays."""
     settings = json.loads(current.config) if (current.config or "").strip() else {}
     if not isinstance(settings, dict):
         raise ValueError("it holds no JSON object")  # noqa: TRY004 (one kind of error for one kind of mistake)
-    before = json.dumps(settings)
-    known = settings.get("insecure-registries", [])
+    wanted = merged(settings, desired.daemon)
+    known = wanted.get("insecure-registries", [])
     added = [name for name in desired.insecure_registries if name not in (*known, *current.insecure)]
     if added:
-        settings["insecure-registries"] = [*known, *added]
+        wanted["insecure-registries"] = [*known, *added]
     if desired.wants_cdi and not current.cdi and knows_cdi(current):
-        settings["features"] = dict(settings.get("features", {}), cdi=True)
-    return None if json.dumps(settings) == before else json.dumps(settings, indent=2) + "\n"
+        wanted["features"] = dict(wanted.get("features", {}), cdi=True)
+    changed = tuple(name for name in wanted if name not in settings or wanted[name] != settings[name])
+    return changed, json.dumps(wanted, indent=2) + "\n" if changed else None
+
+
+def merged(settings: dict, added: dict) -> dict:
+    """`settings` with `added` laid over: objects key by key, everything else as a whole. Pure."""
+    over = {name: merged(settings[name], value) if isinstance(value, dict) and isinstance(settings.get(name), dict)
+            else value for name, value in added.items()}
+    return dict(settings, **over)
 
 
 def registries_conf(text: str | None, insecure: tuple) -> str | None:
@@ -188,7 +211,7 @@ def _docker() -> dict:
     try:
         info = api.get(api.DOCKER_SOCKET, "/info") or {}
     except api.ApiError:
-        if _torn("docker.io"):
+        if _torn("docker.io", "docker-ce"):
             return found  # an installation that was cut off is to be completed
         told = re.search(r"version ([\d.]+)", run("docker", "--version").stdout)
         return dict(found, version=told.group(1) if told else "0")
@@ -224,10 +247,10 @@ def _installed(packages: tuple) -> frozenset:
     return frozenset(line.split()[1] for line in listing.splitlines() if line.startswith("installed "))
 
 
-def _torn(package: str) -> bool:
-    """Whether dpkg knows the package and has not finished with it."""
-    status = run("dpkg-query", "--show", "--showformat=${db:Status-Status}", package).stdout
-    return status not in ("", "installed", "not-installed", "config-files")
+def _torn(*packages: str) -> bool:
+    """Whether dpkg knows one of the packages and has not finished with it."""
+    states = run("dpkg-query", "--show", "--showformat=${db:Status-Status}\n", *packages).stdout.split()
+    return bool(set(states) - {"installed", "not-installed", "config-files"})
 
 
 def _candidates(packages: tuple) -> dict:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from ansible.module_utils import sglang_host_api as api
 from ansible.module_utils import sglang_host_engine as engines
+from ansible.module_utils import sglang_host_engine_packages as supplies
+from ansible.module_utils import sglang_host_engine_setup as setup
+from ansible.module_utils import sglang_host_toolkit as toolkits
 from ansible.module_utils.sglang_host_command import Output
 from module_testing import FakeEngine, load, run
 
@@ -92,9 +95,48 @@ class TestDocker:
         assert needed.refusal.startswith("/etc/docker/daemon.json is not valid")
         assert not needed.changed
 
+    def test_settings_of_the_user_are_laid_over(self) -> None:
+        config = '{"log-level": "warn", "log-opts": {"max-file": "3"}, "labels": ["a"]}'
+        asked = Desired("docker", daemon={"log-opts": {"max-size": "50m"}, "labels": ["b"]})
+        needed = engines.plan(replace(RUNNING, config=config), asked)
+        assert json.loads(needed.after) == {
+            "log-level": "warn", "log-opts": {"max-file": "3", "max-size": "50m"}, "labels": ["b"],
+        }  # fmt: skip
+        assert needed.service == "restart"
+        assert engines.plan(replace(RUNNING, config=needed.after), asked) == engines.EnginePlan(
+            path=engines.DAEMON_JSON, before=needed.after)  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("daemon", "waiting", "restart", "service", "pending"),
+        [
+            ({"debug": True}, (), False, "reload", ()),
+            ({"log-opts": {}}, (), False, "", ("log-opts",)),
+            ({"log-opts": {}, "debug": True}, (), False, "reload", ("log-opts",)),
+            ({"features": {"buildkit": True}}, (), False, "", ("features",)),
+            ({}, ("log-opts",), False, "", ("log-opts",)),
+            ({"log-opts": {}}, (), True, "restart", ()),
+            ({}, ("log-opts",), True, "restart", ()),
+            ({}, (), True, "", ()),
+        ],
+    )
+    def test_what_a_docker_with_containers_cannot_take_waits(
+        self, daemon: dict[str, Any], waiting: tuple[str, ...], restart: bool, service: str, pending: tuple[str, ...]
+    ) -> None:
+        busy = replace(RUNNING, containers=2, waiting=waiting)
+        needed = engines.plan(busy, Desired("docker", daemon=daemon, restart=restart))
+        assert (needed.service, needed.pending, needed.refusal) == (service, pending, "")
+        assert bool(needed.after) == bool(daemon)
+
+    def test_what_waits_takes_effect_once_no_container_runs(self) -> None:
+        assert engines.plan(replace(RUNNING, waiting=("log-opts",)), Desired("docker")).service == "restart"
+
+    def test_a_restart_that_was_asked_for_is_made_for_gpus(self) -> None:
+        busy = replace(RUNNING, cdi=False, containers=2)
+        assert engines.plan(busy, replace(WANTED, restart=True)).service == "restart"
+
     def test_no_apt_no_installation(self) -> None:
         needed = engines.plan(Current(has_apt=False), WANTED)
-        assert needed.refusal == "docker is missing and this system has no apt. Install docker, then deploy again."
+        assert needed.refusal.startswith("docker is missing and this system has no apt. Run `sglang-ops provision`")
         assert not engines.plan(replace(RUNNING, has_apt=False), WANTED).refusal
 
     @pytest.mark.parametrize(
@@ -124,6 +166,43 @@ class TestPodman:
         second = engines.registries_conf(first, ("b:2",))
         assert second.count("[[registry]]") == 2
         assert engines.registries_conf(second, ("a:1", "b:2")) is None
+
+
+class TestWhole:
+    """decide(): engine, packages and toolkit together."""
+
+    RELEASE = {"ID": "debian", "VERSION_ID": "12"}  # noqa: RUF012
+    GPUS = toolkits.Found(gpus=(("0", "GPU-aa"),), lacking={"/etc/nvidia.sources": "text"})
+
+    def decide(self, current: Any, found: Any = None, source: str = "distribution", **desired: Any) -> Any:
+        wish = setup.Wish(Desired("docker", **desired), supplies.Origin(source), "auto")
+        return setup.decide(setup.Seen(current, supplies.Shelf(self.RELEASE), found), wish)
+
+    def test_the_toolkit_wants_a_docker_that_resolves_its_devices(self) -> None:
+        whole = self.decide(replace(RUNNING, cdi=False), self.GPUS)
+        assert json.loads(whole.engine.after) == {"features": {"cdi": True}}
+        assert whole.changed
+        shown = {part["after_header"]: part["after"] for part in whole.diff}
+        assert list(shown) == [
+            "/etc/nvidia.sources", "/etc/docker/daemon.json", "packages", "packages on hold", "units",
+            "CDI specification",
+        ]  # fmt: skip
+        assert shown["packages"].count("=1.20.1-1\n") == 4
+
+    def test_it_is_refused_where_docker_must_be_restarted_for_it_and_may_not(self) -> None:
+        assert "runs 2 of them" in self.decide(replace(RUNNING, cdi=False, containers=2), self.GPUS).refusal
+
+    def test_dockers_own_is_newer_than_what_the_distribution_would_give(self) -> None:
+        blank = Current(candidates=DEBIAN_12)
+        own = self.decide(blank, self.GPUS, "docker")
+        assert json.loads(own.engine.after) == {"features": {"cdi": True}}
+        assert own.notes == ()
+        (note,) = self.decide(blank, self.GPUS).notes
+        assert note.startswith("docker 20.10.24 knows no CDI, which GPUs need. Set container_engine_source: docker")
+
+    def test_nothing_is_said_of_what_is_not_wanted(self) -> None:
+        whole = self.decide(replace(RUNNING, version="20.10.24", cdi=False), wants_cdi=True)
+        assert (whole.changed, whole.notes, whole.diff, whole.steps) == (False, (), [], ())
 
 
 class TestObserve:
@@ -212,11 +291,8 @@ class TestModule:
         self.path = tmp_path / "etc" / "docker" / "daemon.json"
         test = self
 
-        class Apt:
-            def __init__(self, _progress: Any) -> None:
-                pass
-
-            def refresh(self) -> None:
+        class Packages:
+            def refresh(self, force: bool = False) -> None:
                 test.done.append("refresh")
 
             def install(self, packages: tuple[str, ...]) -> None:
@@ -224,14 +300,26 @@ class TestModule:
                 test.done.append("install " + " ".join(packages))
 
         def observe(_engine: str) -> Any:
-            return self.after if any(step.startswith("tell") for step in self.done) else self.before
+            now = self.after if any(step.startswith("tell") for step in self.done) else self.before
+            return replace(now, config=self.path.read_text()) if self.path.exists() else now
 
         monkeypatch.setattr(engines, "DAEMON_JSON", str(self.path))
         monkeypatch.setattr(engines, "observe", observe)
-        monkeypatch.setattr(module, "Apt", Apt)
-        monkeypatch.setattr(module, "tell", lambda word: self.done.append(f"tell {word}"))
-        monkeypatch.setattr(module, "READY_SECONDS", 0)
+        monkeypatch.setattr(supplies.managers, "os_release", lambda: {"ID": "debian", "VERSION_ID": "13"})
+        monkeypatch.setattr(setup, "WAITING", str(tmp_path / "waiting.json"))
+        monkeypatch.setattr(setup, "PID_FILE", str(tmp_path / "docker.pid"))
+        monkeypatch.setattr(setup, "manager_of", lambda family, progress=None: Packages())
+        monkeypatch.setattr(setup, "run", self.run)
+        monkeypatch.setattr(setup, "tell", lambda word: self.done.append(f"tell {word}"))
+        monkeypatch.setattr(setup, "READY_SECONDS", 0)
+        self.judgement = Output(127)
         self.arguments = {"insecure_registries": [LAB], "wants_cdi": True}
+
+    def run(self, *argv: str, **_: Any) -> Output:
+        if argv[0] == "dockerd":
+            return self.judgement
+        self.done.append(" ".join(argv))
+        return Output(0)
 
     def test_check_mode_says_it_all_and_does_nothing(self) -> None:
         left = run(module, check=True, **self.arguments)
@@ -248,7 +336,7 @@ class TestModule:
         assert left.result["diff"] == announced
         assert self.done == ["refresh", "install docker.io docker-cli ca-certificates", "tell start"]
         assert json.loads(self.path.read_text()) == DAEMON_JSON
-        assert left.result["sglang_ops"] == {"kind": "engine", "detail": "docker 26.1.5 ready"}
+        assert left.result["sglang_ops"]["detail"] == "docker 26.1.5 ready"
 
     @pytest.mark.parametrize("check", [True, False])
     def test_a_second_run_changes_nothing(self, check: bool) -> None:
@@ -271,3 +359,33 @@ class TestModule:
         assert "docker is not ready after 0 s, still to do:" in left.result["msg"]
         assert "restart docker" in left.result["msg"]
         assert "exit_hint" not in left.result
+        assert not self.path.exists(), "a docker that does not start with it would not start tomorrow either"
+        assert self.done[-1] == "systemctl start docker.service"
+
+    def test_a_daemon_json_that_docker_does_not_take_is_refused(self) -> None:
+        self.before = replace(RUNNING, config='{"debug": true}')
+        self.judgement = Output(1, stderr="unable to configure the Docker daemon with file /tmp/x.json: the following "
+                                          "directives don't match any configuration option: log-opt\n")  # fmt: skip
+        left = run(module, daemon={"log-opt": "x"})
+        assert left.result["exit_hint"] == 7
+        assert left.result["msg"].endswith("option: log-opt. Correct container_engine_daemon.")
+        assert (self.done, self.path.exists()) == ([], False)
+
+    def test_a_docker_too_old_to_judge_its_configuration_gets_it(self) -> None:
+        self.before = replace(RUNNING, config="{}")
+        self.after = replace(RUNNING, config='{\n  "debug": true\n}\n')
+        self.judgement = Output(125, stderr="unknown flag: --validate\n")
+        left = run(module, daemon={"debug": True})
+        assert (left.failed, self.done) == (False, ["tell reload"])
+
+    def test_what_waits_is_said_again_until_docker_was_started_anew(self, tmp_path: Path) -> None:
+        (tmp_path / "docker.pid").write_text("77")
+        self.before = self.after = replace(RUNNING, containers=1, config="{}")
+        first = run(module, daemon={"log-opts": {"max-size": "9m"}})
+        assert first.result["changed"]
+        for left in (first, run(module, daemon={"log-opts": {"max-size": "9m"}})):
+            (warning,) = left.result["sglang_ops"]["warnings"]
+            assert warning.startswith("log-opts in ")
+        assert not left.result["changed"]
+        (tmp_path / "docker.pid").write_text("88")
+        assert run(module, daemon={"log-opts": {"max-size": "9m"}}).result["sglang_ops"]["warnings"] == []
