@@ -25,7 +25,7 @@ demo-clean: venv ## Remove what `make demo` started
 	$(SUDO) $(BIN)/sglang-ops lab down
 
 test: venv lint ## Every test: lint, unit, roles, command line, and the lab's real hosts (root: for the lab)
-	$(SUDO) $(BIN)/python -m pytest tests/cli tests/roles tests/unit
+	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/cli tests/roles tests/unit
 	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/lab # each file has labs of its own
 
 lint: venv ## ruff, mypy, ansible-lint

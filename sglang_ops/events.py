@@ -40,7 +40,8 @@ CONTROLLER_ACTIONS = frozenset(
         "validate_argument_spec",
     )
 )
-STEP_OF_ROLE = {"container_engine": "engine"}
+STEP_OF_ROLE = {"container_engine": "engine", "nvidia_driver": "driver", "hf_cache": "cache"}
+STEP_OF_ACTION = {"container_engine": "engine", "nvidia_driver": "driver", "hf_cache": "cache", "reboot": "reboot"}
 HINTS = {code.value: code for code in ExitCode}
 # Who loses where several hosts ended differently: the state that needs a person most comes first. "Refused" and
 # "locked" promise that nothing was touched, so they hold only if they are all there is.
@@ -104,6 +105,7 @@ class RunState:
     """A whole run. Feed it every event with `apply` and every progress line with `note`."""
 
     service_step: str = "start"  # what the module sglang_service does in this run
+    check: bool = False  # what counts as changed then only would be
     hosts: dict[str, HostState] = field(default_factory=dict)
     started: bool = False
     finished: bool = False
@@ -146,7 +148,7 @@ class RunState:
 
     def require_hosts(self, limit: str | None) -> None:
         """Raise unless the run really happened: Ansible returns 0 for "no hosts matched"."""
-        if self.no_hosts or (self.finished and not self.hosts):
+        if (self.no_hosts or self.finished) and not self.hosts:  # a later play may well have no hosts
             raise UsageError("No hosts matched: the inventory holds no host for this playbook.", fix=_FIX_INVENTORY)
         if not self.finished:
             raise _no_run(self.messages, limit)
@@ -176,10 +178,12 @@ class RunState:
         if name in ("runner_on_ok", "runner_on_failed"):
             host.changed += bool(result.get("changed"))
             for item in own:
-                host.results.setdefault(str(item["kind"]), []).append(item)
+                changed = bool(item.get("changed", result.get("changed")))
+                host.results.setdefault(str(item["kind"]), []).append({**item, "changed": changed})
                 host.enter("", now, str(item.get("detail", "")))
         if name == "runner_on_failed" and not data.get("ignore_errors"):
-            host.failure = _failure(host, self._step(data), data, result, own)
+            touched = bool(host.changed) and not self.check
+            host.failure = _failure(host, self._step(data), data, result, own, touched=touched)
         if name == "runner_on_unreachable":
             cause = causes.unreachable(result, str(data.get("remote_addr") or host.name))
             host.failure = Failure(host.name, host.step or "connect", cause, ExitCode.UNREACHABLE)
@@ -189,11 +193,11 @@ class RunState:
         action = str(data.get("resolved_action") or data.get("task_action") or "").rpartition(".")[2]
         if action == "sglang_service":
             return self.service_step
-        return (
-            action.removeprefix("sglang_")
-            if action.startswith("sglang_")
-            else STEP_OF_ROLE.get(str(data.get("role", "")), "")
-        )
+        if action == "group_by":
+            return ""
+        if action.startswith("sglang_"):
+            return action.removeprefix("sglang_")
+        return STEP_OF_ACTION.get(action) or STEP_OF_ROLE.get(str(data.get("role", "")), "")
 
     def _finish(self, stats: Mapping[str, Any]) -> None:
         """The end of a play corrects what single events cannot tell: hidden results and swallowed failures."""
@@ -234,7 +238,13 @@ def _own_results(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _failure(
-    host: HostState, step: str, data: Mapping[str, Any], result: Mapping[str, Any], own: list[Mapping[str, Any]]
+    host: HostState,
+    step: str,
+    data: Mapping[str, Any],
+    result: Mapping[str, Any],
+    own: list[Mapping[str, Any]],
+    *,
+    touched: bool,
 ) -> Failure:
     if host.failure and not own:
         return host.failure  # the `fail` that ends a rescue says less than what it rescued
@@ -246,8 +256,10 @@ def _failure(
         code = ExitCode.ROLLED_BACK if broken.get("rolled_back_to") else ExitCode.NEEDS_HANDS
     refusals = [error["message"] for item in own for error in (item.get("plan") or {}).get("errors") or []]
     locked_out = causes.no_access(result, host.name)
-    if locked_out and not host.changed:
+    if locked_out:
         code = ExitCode.REFUSED
+    if code is ExitCode.REFUSED and touched:
+        code = ExitCode.ERROR  # an earlier step has changed the host, and "refused" promises that nothing has
     cause = "\n".join(refusals) or locked_out or causes.failure(result)
     where = step or host.step or str(data.get("task", ""))
     return Failure(host.name, where, cause, code, tuple(str(line) for line in broken.get("log") or ()))

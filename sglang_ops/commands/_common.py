@@ -23,7 +23,12 @@ from sglang_ops.errors import ExitCode, OpsError
 from sglang_ops.events import RunState
 from sglang_ops.runs import RunFolder
 
-STEPS = {"deploy": ("plan", "engine", "image", "model", "start", "gate"), "restart": ("restart", "gate")}
+STEPS = {
+    "deploy": ("plan", "engine", "image", "model", "start", "gate"),
+    "restart": ("restart", "gate"),
+    "models_pull": ("plan", "engine", "image", "model"),
+    "provision": ("driver", "engine", "cache", "reboot"),
+}
 SERVICE_STEP = {"deploy": "start"}  # elsewhere the module sglang_service does what the verb says
 WIDE = 240  # columns of a table that goes into a pipe
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|PRIVATE_KEY", re.IGNORECASE)
@@ -99,7 +104,7 @@ def play(
 
     `quiet` shows progress on a terminal only, `silent` not even there.
     """
-    state = RunState(service_step=SERVICE_STEP.get(verb, verb))
+    state = RunState(service_step=SERVICE_STEP.get(verb, verb), check=check)
     shown: progress.Reporter
     if on_line or silent:
         shown = progress.Reporter(state, folder.progress, on_line=on_line)

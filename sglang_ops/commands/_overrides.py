@@ -124,6 +124,8 @@ def _assignments(word: str) -> dict[str, Any]:
 
 
 def _scalar(text: str) -> Any:
+    if re.fullmatch(r"0\d+", text):
+        return text  # a file's mode, say: to Ansible all of these are text, to YAML 1.1 an octal number
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -90,8 +90,10 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     modules = root / "plugins" / "modules"
     for directory in (modules, root / "playbooks", home):
         directory.mkdir(parents=True)
-    for name in ("plan", "engine", "image", "model", "service", "gate", "status", "logs"):
+    for name in ("facts", "plan", "engine", "image", "model", "service", "gate", "status", "logs"):
         (modules / f"sglang_{name}.py").write_text(MODULE)
+    for name in ("nvidia_driver", "container_engine", "hf_cache"):
+        (modules / f"{name}.py").write_text(MODULE)
     (root / "ansible.cfg").write_text(CONFIG)
     (home / "deployment.yaml").write_text(DEPLOYMENT)
     content.root.cache_clear()

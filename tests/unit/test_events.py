@@ -174,6 +174,16 @@ def test_a_failure_has_the_exit_code_that_the_module_hints_at(result: dict[str, 
     assert feed(event("runner_on_failed", result)).exit_code() is code
 
 
+def test_a_refusal_after_a_change_does_not_promise_that_nothing_was_touched() -> None:
+    changed = event("runner_on_ok", {"changed": True, "sglang_ops": {"kind": "engine"}})
+    refused = event("runner_on_failed", {"msg": "no", "exit_hint": 7, "sglang_ops": {"kind": "cache"}})
+    assert feed(changed, refused).exit_code() is ExitCode.ERROR
+    announced = RunState(check=True)
+    for one in (changed, refused):
+        announced.apply(one)
+    assert announced.exit_code() is ExitCode.REFUSED
+
+
 def test_every_reason_of_a_refusal_is_told() -> None:
     errors = [{"check": "port", "message": "port 8000 is taken"}, {"check": "gpus", "message": "4 asked, 2 there"}]
     result = {"msg": "refused", "exit_hint": 7, "sglang_ops": {"kind": "plan", "plan": {"errors": errors}}}

@@ -118,3 +118,7 @@ def test_overrides_that_cannot_be_meant_are_refused(word: str, says: str) -> Non
     with pytest.raises(UsageError) as refused:
         _overrides.parse_overrides([word])
     assert says in str(refused.value.fix)
+
+
+def test_a_file_s_mode_stays_text() -> None:
+    assert _overrides.parse(["hf_cache_mode=0750", "n=0", "m=10"]).variables == {"hf_cache_mode": "0750", "n": 0, "m": 10}
