@@ -14,6 +14,8 @@ from typing import Any
 from sglang_ops import catalog, registry
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
+from sglang_ops.planning.command import hub_cache
+from sglang_ops.planning.questions import repository
 from sglang_ops.spec import Deployment, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
@@ -44,6 +46,15 @@ def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployme
     found = [deployment for file in files for deployment in file.services]
     check_names(found)
     return tuple(deployment for deployment in found if _meant_for(deployment, task_vars))
+
+
+def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[str, str]:
+    """Where the deployments of this host have their models: the hub's directory on the host, by repository."""
+    if not task_vars.get(FILES_VARIABLE):
+        return {}
+    settings = Settings.model_validate({"hf_home": hf_home})
+    named = [(item, repository(item)[0]) for item in deployments_of(task_vars, templar)]
+    return {repo: hub_cache(item, settings) for item, repo in named if repo}
 
 
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
@@ -118,6 +129,12 @@ def resolve_once(image: str, settings: Settings, run_directory: Path) -> Resolve
         error: type[OpsError] = getattr(registry, known["error"], OpsError)
         raise error(known["message"], fix=known["fix"])
     return replace(ResolvedImage(**known), ref=image)
+
+
+def tagged(image: str, settings: Settings) -> str:
+    """The image (its mirror's name, if it has one) with its tag, by which it may have been loaded from files."""
+    reference = registry.parse(registry.mirrored(image, settings.registry_mirrors))
+    return f"{reference.repository}:{reference.tag}"
 
 
 def _resolve(ref: str, insecure: Sequence[str]) -> dict[str, Any]:

@@ -39,6 +39,11 @@ VERBS = {
     "logs": Verb("logs", "Print the logs of the services of all hosts.", LOOK),
     "history": Verb("history", "List the runs of this machine.", LOOK),
     "doctor": Verb("doctor", "Say whether each host is fit to serve: every problem at once, with its remedy.", PREPARE),
+    "provision": Verb(
+        "provision", "Make bare GPU hosts ready to serve: driver, container engine, model cache.", PREPARE
+    ),
+    "models": Verb("models", "Bring models into the caches of hosts, list, verify and prune them.", PREPARE),
+    "images": Verb("images", "Carry container images to hosts that reach no registry.", PREPARE),
     "validate": Verb("validate", "Check a deployment file. Needs no host.", PREPARE),
     "render": Verb("render", "Print the exact container command of a deployment. Needs no host.", PREPARE),
     "schema": Verb("schema", "Print the JSON Schema of the deployment file, for editors.", PREPARE),

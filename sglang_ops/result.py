@@ -243,3 +243,5 @@ def _steps(host: HostState) -> Iterator[PlannedStep]:
 
 def _warnings(host: HostState) -> Iterator[str]:
     yield from (host.result("plan").get("plan") or {}).get("warnings") or []
+    for result in (*host.results.get("share", ()), *host.results.get("model", ())):
+        yield from (f"{host.name}: {text}" for text in result.get("warnings") or [])

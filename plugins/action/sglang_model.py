@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ansible import constants as C  # noqa: N812 (Ansible's own name for it)
 from ansible.plugins.action import ActionBase
 
 try:
@@ -15,6 +16,7 @@ except ImportError:  # plain ansible-playbook in a checkout
 
 from sglang_ops.action_inputs import deployments_of, hub_token, plain
 from sglang_ops.ansible_action import ProgressAction
+from sglang_ops.fleet import told_to
 
 
 class ActionModule(ProgressAction):
@@ -26,4 +28,11 @@ class ActionModule(ProgressAction):
         arguments = plain(self._task.args)
         known = {item.service_name: hub_token(item) for item in deployments_of(variables, self._templar)}
         arguments["tokens"] = [known.get(model.pop("service", ""), "") for model in arguments["models"]]
+        arguments["peers"] = self._peers(arguments.get("peers") or {}, variables) or None
         return result | self.execute_with_progress(module_args=arguments, task_vars=variables)
+
+    def _peers(self, options: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        """From whom this host gets the models, and whether others get them from it; nobody in check mode."""
+        if self._task.check_mode:
+            return {}
+        return told_to(str(variables["inventory_hostname"]), variables, options, Path(C.DEFAULT_LOCAL_TMP))

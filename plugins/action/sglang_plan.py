@@ -16,15 +16,17 @@ try:
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sglang_ops.action_inputs import deployments_of, hub_token, plain, resolve_once
+from sglang_ops import catalog
+from sglang_ops.action_inputs import deployments_of, hub_token, plain, resolve_once, tagged
 from sglang_ops.errors import OpsError
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
 
-
 # Ansible loads this before it forks a worker for each host: they need not look through, and so copy, what is loaded.
 gc.freeze()
+
+WITHOUT_REGISTRY = "Where there is none, bring the image with `sglang-ops images load`."
 
 
 class ActionModule(ActionBase):
@@ -48,6 +50,7 @@ class ActionModule(ActionBase):
         settings = Settings.model_validate(plain(self._task.args))
         resolved = {image: self._image(image, settings) for image in {item.image for item in deployments}}
         asked = questions(deployments, settings, [image for image, _ in resolved.values() if image])
+        asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
         answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
         if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
@@ -60,8 +63,10 @@ class ActionModule(ActionBase):
         for item in deployments:
             image, warning = resolved[item.image]
             if image is None:
-                image = _recorded(item.service_name, item.image, facts)
-                text = f"{warning} Using the digest deployed last." if image else str(warning)
+                loaded = _loaded(item.image, settings, facts)
+                image = loaded or _recorded(item.service_name, item.image, facts)
+                how = "loaded" if loaded else "deployed"
+                text = f"{warning} Using the digest {how} last." if image else f"{warning} {WITHOUT_REGISTRY}"
                 (warnings if image else errors).append(text)
             if image:
                 wanted.append(Wanted(item, image, Secrets.of(item, os.environ)))
@@ -87,6 +92,15 @@ class ActionModule(ActionBase):
             "exit_hint": 7,
             "sglang_ops": {"kind": "plan", "plan": {"errors": errors, "warnings": [], "steps": [], "services": []}},
         }
+
+
+def _loaded(ref: str, settings: Settings, facts: HostFacts) -> ResolvedImage | None:
+    """What was loaded from files under this tag, on hosts that no registry serves."""
+    digest_ref = facts.loaded.get(tagged(ref, settings))
+    if digest_ref is None:
+        return None
+    facts.images[digest_ref] = True
+    return ResolvedImage(ref, digest_ref, release=catalog.release_of(ref) or "")
 
 
 def _recorded(service: str, ref: str, facts: HostFacts) -> ResolvedImage | None:

@@ -7,6 +7,7 @@ import os
 from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils import sglang_host_files as files
+from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
@@ -107,12 +108,20 @@ def model_facts(wanted, token):
     return dict(asked, commit=source["commit"], bytes=source["bytes"], files=found)
 
 
+def loaded_images(asked, data_root):
+    """{image by tag: by digest} of those that were loaded from files, for the time that no registry can be asked."""
+    known = {ref: loaded.digest_ref(ref) for ref in asked["unresolved"]}
+    there = engines.present(asked["engine"], [ref for ref in known.values() if ref], data_root)
+    return {ref: digest_ref for ref, digest_ref in known.items() if there.get(digest_ref)}
+
+
 def gather(asked):
     """`sglang_ops.planning.facts.HostFacts`, less the host's name, for the parameters of the module."""
     found, error = gpus()
     engine = engines.facts(asked["engine"], asked["insecure_registries"], asked["wants_cdi"])
     known = store.runtime_environment() if asked["runtime"] else {}
     tokens = asked["tokens"] or [""] * len(asked["models"])
+    from_files = loaded_images(asked, engine["data_root"]) if asked.get("unresolved") and engine["version"] else {}
     return {
         "gpus": found,
         "gpu_error": error,
@@ -120,7 +129,8 @@ def gather(asked):
         "cdi": cdi_specs() if asked["wants_cdi"] else [],
         "engine": engine,
         "images": engines.present(asked["engine"], asked["images"], engine["data_root"]) if engine["version"] else {},
-        "arguments": arguments.known_of(asked["arguments_of"]),
+        "loaded": from_files,
+        "arguments": arguments.known_of([*asked["arguments_of"], *from_files.values()]),
         "models": list(map(model_facts, asked["models"], tokens)),
         "checkpoints": {path: files.of_directory(path) for path in asked["checkpoints"]},
         "listeners": listeners(asked["ports"]),

@@ -1,39 +1,19 @@
-"""Downloading a hub model into a host's cache with the `hf` of the engine's own image. Python 3.8, standard library."""
+"""Bringing a hub model into a host's cache, whole and right. Python 3.8, standard library."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import os
 import time
 
+from ansible.module_utils import sglang_host_checksums as checksums
+from ansible.module_utils import sglang_host_claims as claims
 from ansible.module_utils import sglang_host_model as models
-from ansible.module_utils.sglang_host_command import free_bytes, run, share, size
+from ansible.module_utils.sglang_host_command import free_bytes, share, size
+from ansible.module_utils.sglang_host_download import LONGEST_WAIT, Download, FetchError, Stalled, Unlucky
 
 _SPARE_BYTES = 100 * 10**6
-_FORGOTTEN_SECONDS = 3600  # without a byte: whoever downloaded this is gone
-_PRIVATE = "/run/sglang-ops"
-_QUIET = dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"), "1")
-# The token comes on standard input and lives in the container's own memory: it is in no argument, no variable,
-# no `inspect` and no file of the host, and gone with the container. Older images have huggingface-cli only.
-_SCRIPT = """
-set -eu
-if [ -n "${HF_TOKEN_PATH:-}" ]; then (umask 077; cat > "$HF_TOKEN_PATH"); fi
-for tool in hf huggingface-cli; do
-  if command -v "$tool" > /dev/null; then exec "$tool" download "$@"; fi
-done
-echo "the image has neither hf nor huggingface-cli" >&2
-exit 127
-"""
-
-
-class FetchError(Exception):
-    """The model is not in the cache, and why."""
-
-
-class Stalled(Exception):
-    """No byte has come for too long."""
+PAUSES = (5, 20, 60)  # seconds before the second, third and fourth attempt; the downloader tries by itself within each
 
 
 def missing_bytes(hub: str, repo: str, source: dict) -> int:
@@ -48,117 +28,108 @@ def check_space(hub: str, repo: str, source: dict) -> None:
                          "larger disk." % (repo, size(need), hub, size(free)))
 
 
-def container_name(hub: str, repo: str) -> str:
-    """One per model and cache, so that a container left by a host that lost power is found again."""
-    return "sglang-ops-fetch-" + hashlib.sha256((hub + "\n" + repo).encode()).hexdigest()[:12]
+@contextlib.contextmanager
+def alone(model: dict, source: dict, progress):
+    """Nobody else writes this model into this cache meanwhile. Gives a Claim, or None where another host, which shares
+    the cache, has just brought it. Raises FetchError if this host loses the right."""
+    repo, hub = model["repo"], model["hub"]
+    home = models.directory(hub, repo)
 
+    def waiting(host: str) -> None:
+        held = models.held(hub, repo, source["files"])
+        progress.report("%s downloads it into this cache: %s" % (host, share(held, source["bytes"])))
 
-def command(engine: str, image: str, model: dict, source: dict, with_token: bool, xet: bool) -> list:
-    """The container that downloads; what is secret is not in it. Pure."""
-    hub = model["hub"]
-    home = os.path.dirname(hub) if os.path.basename(hub) == "hub" else hub  # where the transfer keeps its own files
-    variables = dict(_QUIET, HF_HOME=home, HF_HUB_CACHE=hub)
-    if model.get("endpoint"):
-        variables["HF_ENDPOINT"] = model["endpoint"]
-    if not xet:
-        variables["HF_HUB_DISABLE_XET"] = "1"
-    argv = [engine, "run", "--rm", "--name", container_name(hub, model["repo"]), "--interactive", "--init",
-            "--pull=never", "--network=host", "--log-driver=none", "--volume", "%s:%s" % (home, home)]
-    if with_token:
-        argv += ["--tmpfs", _PRIVATE]
-        variables["HF_TOKEN_PATH"] = _PRIVATE + "/token"
-    for name in sorted(variables):
-        argv += ["--env", "%s=%s" % (name, variables[name])]
-    argv += ["--entrypoint", "/bin/sh", image, "-c", _SCRIPT, "sh", "--revision", source["commit"], model["repo"]]
-    return argv if source["all"] else [*argv, *(item["name"] for item in source["files"])]
-
-
-class Watch:
-    """Follows the bytes in the cache; raises Stalled when none came for `stall_seconds`."""
-
-    def __init__(self, count, total: int, stall_seconds: float, report, clock=time.monotonic) -> None:
-        self._count, self._total, self._stall, self._report, self._clock = count, total, stall_seconds, report, clock
-        self._seen, self._since = -1, clock()
-
-    def tick(self) -> None:
-        held = self._count()
-        if held != self._seen:  # a file that is begun anew makes it less
-            self._seen, self._since = held, self._clock()
-        elif self._clock() - self._since > self._stall:
-            raise Stalled
-        self._report(share(held, self._total))
+    os.makedirs(hub, mode=0o755, exist_ok=True)
+    try:
+        with claims.holding(hub, os.path.basename(home), waiting) as claim:
+            known = models.files_of(home, source["commit"])[1]
+            if known and models.cached(hub, repo, source["commit"])["complete"]:
+                models.remember(hub, repo, model["revision"], source)
+                yield None
+                return
+            models.intend(hub, repo, source)
+            yield claim
+            claim.check()
+    except claims.Lost:
+        raise FetchError("%s: this host stood still for more than %d s, and another one has taken over. Run this again "
+                         "to see how far it is." % (repo, claims.STALE_SECONDS)) from None
 
 
 def fetch(engine: str, image: str, model: dict, source: dict, token: str | None, stall_seconds: float, progress):
-    """Bring one model into the cache and record that it is whole. Raises FetchError.
+    """Bring one model into the cache, see that it is what the hub says, and record that. Raises FetchError."""
+    with alone(model, source, progress) as claim:
+        if claim:
+            _bring(Download(engine, image, model, source, token, stall_seconds, progress, claim.check))
+            claim.check()
+            models.remember(model["hub"], model["repo"], model["revision"], source)
 
-    A download that stands still is tried once more without xet, whose transfers are known to hang.
+
+def _bring(download: Download) -> None:
+    """Attempts until every file is there and right. Raises FetchError.
+
+    A download that stands still is tried once more without xet, whose transfers are known to hang; a hub that fails is
+    asked again after a while; a file with wrong content is deleted and fetched once more. What is whole stays.
     """
-    repo, hub = model["repo"], model["hub"]
-    os.makedirs(hub, mode=0o755, exist_ok=True)
-    for xet in (True, False):
-        count = functools.partial(models.held, hub, repo, source["files"])
-        watch = Watch(count, source["bytes"], stall_seconds, progress.report)
+    pauses, xet, suspects = iter(PAUSES), True, None
+    while True:
         try:
-            with _no_container_left(engine, container_name(hub, repo)), _no_partial_left(models.blobs(hub, repo)):
-                argv = command(engine, image, model, source, bool(token), xet)
-                done = progress.run_child(argv, on_tick=watch.tick, stdin=token or "")
+            download.attempt(xet)
         except Stalled:
-            progress.report("no data for %d s" % stall_seconds)
-            continue
-        if not done.ok:
-            raise FetchError(explain(repo, hub, done))
-        models.remember(hub, repo, model["revision"], source)
-        if not models.cached(hub, repo, source["commit"])["complete"]:
-            raise FetchError("%s was downloaded to %s, yet files are missing or have the wrong size." % (repo, hub))
-        return
-    raise FetchError("%s stands still: no data for %d s, twice. Check the network, or set HF_ENDPOINT to a mirror. "
-                     "Files that are whole are kept, and the next deploy continues." % (repo, stall_seconds))
+            if not xet:
+                raise FetchError("%s stands still: no data for %d s, twice. Check the network, or set HF_ENDPOINT to a "
+                                 "mirror. Files that are whole are kept." % (
+                                     download.model["repo"], download.stall_seconds)) from None
+            xet = False
+        except Unlucky as error:
+            pause = next(pauses, None)
+            if pause is None or error.wait > LONGEST_WAIT:
+                tried = " (%d attempts)" % (1 + len(PAUSES)) if pause is None else ""
+                raise FetchError("%s%s Files that are whole are kept." % (error, tried)) from None
+            _sleep(max(pause, error.wait), str(error), download)
+        else:
+            faults = _faults(download.model, download.source, suspects, download.progress)
+            for path in faults:
+                os.unlink(path)
+            if not faults:
+                return
+            if suspects:
+                raise FetchError(_corrupt(download.model, download.source, faults))
+            suspects = set(faults)
 
 
-@contextlib.contextmanager
-def _no_container_left(engine: str, name: str):
-    """No container of this name before and after, whatever happens in between."""
-    run(engine, "rm", "--force", name)
-    try:
-        yield
-    finally:
-        run(engine, "rm", "--force", name)
+def _paths(model: dict, source: dict) -> dict:
+    """{where a file's content is: what the hub says of it}."""
+    snapshot = os.path.join(models.directory(model["hub"], model["repo"]), "snapshots", source["commit"])
+    return {os.path.realpath(os.path.join(snapshot, item["name"])): item for item in source["files"]}
 
 
-@contextlib.contextmanager
-def _no_partial_left(directory: str):
-    """No partial files that nobody can continue: ours when we end, forgotten ones when we begin."""
-    before = _private_partials(directory)
-    for path, modified in before.items():
-        if time.time() - modified > _FORGOTTEN_SECONDS:
-            _remove(path)
-    try:
-        yield
-    finally:
-        for path in set(_private_partials(directory)) - set(before):
-            _remove(path)
+def _faults(model: dict, source: dict, suspects, progress) -> dict:
+    """{path: why} of files that are not what the hub says: of the suspects, or at first of all that nobody looked at.
+
+    The downloader takes a file that has its place for whole. Raises FetchError where one is not there at all.
+    """
+    paths = _paths(model, source)
+    held = {path: os.path.getsize(path) if os.path.exists(path) else None for path in paths}
+    absent = sorted(item["name"] for path, item in paths.items() if held[path] is None)
+    if absent:
+        raise FetchError("%s was downloaded to %s, yet %s is missing." % (model["repo"], model["hub"], absent[0]))
+    sizes = {path: "it has %d bytes instead of %d" % (held[path], item["size"])
+             for path, item in paths.items() if held[path] != item["size"]}
+    known = models.trusted(models.directory(model["hub"], model["repo"])) if suspects is None else set(paths) - suspects
+    unread = {path: item["blob"] for path, item in paths.items() if path not in known and path not in sizes}
+    return dict(sizes, **checksums.wrong(unread, progress.report))
 
 
-def _private_partials(directory: str) -> dict:
-    found = {}
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
-        for entry in entries:
-            if models.PRIVATE_PARTIAL.search(entry.name):
-                found[entry.path] = entry.stat().st_mtime
-    return found
+def _corrupt(model: dict, source: dict, faults: dict) -> str:
+    paths = _paths(model, source)
+    told = ["%s should be %s, and %s" % (paths[path]["name"], paths[path]["blob"], why) for path, why in faults.items()]
+    return ("%s arrives corrupt, twice: %s. The hub or a proxy on the way alters what it sends; set HF_ENDPOINT to "
+            "another. The corrupt files were deleted." % (model["repo"], "; ".join(sorted(told))))
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def explain(repo: str, hub: str, done) -> str:
-    """The downloader's last words as one sentence. Pure."""
-    text = done.stdout
-    if "No space left on device" in text:
-        return "%s does not fit into %s: the disk is full. Free space there, then deploy again." % (repo, hub)
-    if "neither hf nor huggingface-cli" in text:
-        return "%s cannot be downloaded: %s. Download it into %s yourself." % (repo, done.error, hub)
-    return "%s cannot be downloaded: %s" % (repo, done.error)
+def _sleep(seconds: float, why: str, download: Download) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        download.check()
+        download.progress.report("%s Again in %d s." % (why, until - time.monotonic() + 1))
+        time.sleep(min(1, max(0.0, until - time.monotonic())))

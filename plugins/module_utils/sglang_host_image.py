@@ -37,7 +37,8 @@ _SENTENCES = {
     "login": "%(registry)s refuses %(ref)s without a login. Run `sudo %(engine)s login %(registry)s` on the host, "
              "or check that the image exists.",
     "missing": "%(ref)s does not exist (%(digest)s). Check the name and the tag.",
-    "unreachable": "%(registry)s cannot be reached from this host: %(told)s",
+    "unreachable": "%(registry)s cannot be reached from this host: %(told)s. Where there is no way to it, bring the "
+                   "image with `sglang-ops images load`.",
     "other": "%(ref)s cannot be pulled: %(told)s",
 }
 

@@ -34,6 +34,11 @@ options:
     type: list
     elements: str
     default: []
+  unresolved:
+    description: Images by tag whose registry cannot be asked; which digest each had when it was loaded from files?
+    type: list
+    elements: str
+    default: []
   arguments_of:
     description: Images by digest whose lists of arguments are wanted, as far as M(sglang_image) has asked for them.
     type: list
@@ -101,6 +106,7 @@ def main():
             "wants_cdi": {"type": "bool", "default": False},
             "topology": {"type": "bool", "default": False},
             "images": {"type": "list", "elements": "str", "default": []},
+            "unresolved": {"type": "list", "elements": "str", "default": []},
             "arguments_of": {"type": "list", "elements": "str", "default": []},
             "models": {"type": "list", "elements": "dict", "default": []},
             "tokens": {"type": "list", "elements": "str", "default": [], "no_log": True},

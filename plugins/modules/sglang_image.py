@@ -73,6 +73,7 @@ import shutil
 from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils import sglang_host_image as images
+from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_command import free_bytes
 from ansible.module_utils.sglang_host_progress import Progress
@@ -86,6 +87,7 @@ def pull_all(engine, missing, progress):
         prefix = "%d of %d: " % (number, len(missing)) if len(missing) > 1 else ""
         images.pull(engine, image["ref"], image["digest_ref"], image["size_bytes"],
                     lambda detail, prefix=prefix: progress.report(prefix + detail))
+        loaded.forget(image["ref"])  # from now on the tag is what the registry says
 
 
 def check(engine, missing, check_mode):

@@ -52,6 +52,12 @@ options:
     type: list
     elements: str
     default: []
+  peers:
+    description:
+      - Other hosts of the run from which the models can be had, and whether this host hands them on, so that the hub is
+        asked once. A task says C(port) and C(address); the action plugin fills in the rest.
+      - Without it every model comes from the hub, and nothing is started.
+    type: dict
   stall_seconds:
     description: After how long without a byte a download is started anew.
     type: int
@@ -80,9 +86,11 @@ sglang_ops:
 
 import os
 
+from ansible.module_utils import sglang_host_claims as claims
 from ansible.module_utils import sglang_host_fetch as fetching
 from ansible.module_utils import sglang_host_image as images
 from ansible.module_utils import sglang_host_model as models
+from ansible.module_utils import sglang_host_peers as peers
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_command import size
 from ansible.module_utils.sglang_host_progress import Progress
@@ -115,15 +123,19 @@ def survey(wanted):
 
 
 def fetch_all(asked, missing):
-    """Download one after the other. Raises FetchError."""
+    """Get one after the other, from peers where there are any. Returns what they gave. Raises FetchError."""
     engine = asked["engine"]
     for image, there in images.present(engine, [model["image"] for model, _ in missing]).items():
         if not there:
             raise fetching.FetchError("%s is not on the host; the module sglang_image brings it." % image)
-    with Progress(asked["progress_token"], "model") as progress:
+    stall = asked["stall_seconds"]
+    with Progress(asked["progress_token"], "model") as progress, peers.sharing(asked["peers"], missing, stall) as given:
         for model, source in missing:
             token = model["token"] or None
-            fetching.fetch(engine, model["image"], model, source, token, asked["stall_seconds"], progress)
+            # In a cache that hosts share, each would wait for the other: `fetch` lets one of them bring it for all.
+            if claims.sharing(model["hub"]) or not given.follow(model, source, progress):
+                fetching.fetch(engine, model["image"], model, source, token, stall, progress)
+    return given
 
 
 def main():
@@ -139,6 +151,7 @@ def main():
                 "endpoint": {"type": "str", "default": ""},
             }},
             "tokens": {"type": "list", "elements": "str", "default": [], "no_log": True},
+            "peers": peers.ARGUMENT,
             "stall_seconds": {"type": "int", "default": 120},
             "progress_token": {"type": "str", "no_log": False},
         },
@@ -162,7 +175,8 @@ def main():
             "before": "", "after": "".join(line + "\n" for line in lines)}
     if missing and not module.check_mode:
         try:
-            fetch_all(asked, missing)
+            given = fetch_all(asked, missing)
+            report.update(warnings=given.warnings, peers=given.givers)
         except (fetching.FetchError, OSError) as error:
             module.fail_json(msg=str(error), sglang_ops=report)
     module.exit_json(changed=bool(missing), diff=diff, sglang_ops=report)

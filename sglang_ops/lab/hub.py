@@ -2,7 +2,8 @@
 
 `python -m sglang_ops.lab.hub --root CACHE/models --host ADDRESS --port 8080 --token TOKEN` serves every
 directory ROOT/OWNER/NAME as a model repository with one branch, `main`. Its commit id follows from the
-content, so it changes only where a file does. A client is pointed here with HF_ENDPOINT.
+content, so it changes only where a file does. A client is pointed here with HF_ENDPOINT. Faults of a hub are
+switched on over HTTP (see `hub_faults`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from sglang_ops.lab.hub_faults import TRAFFIC, Board, Fault, send
 from sglang_ops.lab.model import GATED_MODEL
 
 _BRANCH = "main"
@@ -102,9 +104,9 @@ class Repository:
 class Problem(Exception):
     """An answer that is an error, with the codes by which huggingface_hub knows it."""
 
-    def __init__(self, status: int, code: str | None, message: str) -> None:
+    def __init__(self, status: int, code: str | None, message: str, retry_after: int = 0) -> None:
         super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
 
 
 def find_repository(root: Path, name: str) -> Repository:
@@ -136,6 +138,7 @@ class HubHandler(BaseHTTPRequestHandler):
     server_version = "sglang-ops-lab-hub"
     root: Path
     token: str
+    board: Board
 
     def do_GET(self) -> None:
         """Answer a GET, or a HEAD, which is a GET without a body."""
@@ -145,9 +148,19 @@ class HubHandler(BaseHTTPRequestHandler):
             headers = {"X-Error-Message": " ".join(problem.message.encode("ascii", "replace").decode().split())}
             if problem.code:
                 headers["X-Error-Code"] = problem.code
+            if problem.retry_after:
+                headers["Retry-After"] = str(problem.retry_after)
             self._send_json({"error": problem.message}, problem.status, headers)
 
     do_HEAD = do_GET  # noqa: N815
+
+    def do_PUT(self) -> None:
+        """Switch faults on, or with a DELETE off."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, answer = self.board.told(unquote(self.path), body)
+        self._send_json(answer, status)
+
+    do_DELETE = do_PUT  # noqa: N815
 
     def _route(self, path: str) -> None:
         if matched := _TREE.fullmatch(path):
@@ -160,14 +173,25 @@ class HubHandler(BaseHTTPRequestHandler):
             self._send_json(self._repository(matched).information())
         elif matched := _FILE.fullmatch(path):
             self._send_file(self._repository(matched), matched["path"])
+        elif path == TRAFFIC:
+            self._send_json(self.board.traffic())
         elif path == "/api/whoami-v2":
             self._require_token(Problem(401, None, "Invalid username or password."))
             self._send_json({"type": "user", "name": "lab", "orgs": [], "auth": {"accessToken": {"role": "read"}}})
         else:
             raise Problem(404, None, f"Not found: {path}")
 
+    def _fault(self, repo: str, on: str, path: str = "") -> Fault:
+        """What happens to this request; a HEAD meets refusals only. Raises Problem for a refusal."""
+        fault = self.board.take(repo, on, path, refusals_only=self.command == "HEAD")
+        if fault.status:
+            raise Problem(fault.status, fault.code or None, f"switched on: {fault.status}", fault.retry_after)
+        return fault
+
     def _repository(self, matched: re.Match[str]) -> Repository:
         repository = find_repository(self.root, matched["repo"])
+        if "path" not in matched.groupdict():
+            self._fault(repository.name, "api")
         revision = matched.groupdict().get("revision")
         if revision not in (None, _BRANCH, f"refs/heads/{_BRANCH}", repository.commit):
             raise Problem(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -187,6 +211,7 @@ class HubHandler(BaseHTTPRequestHandler):
         blob = repository.blobs.get(path)
         if blob is None:
             raise Problem(404, "EntryNotFound", "Entry not found")
+        fault = self._fault(repository.name, "file", path)
         start, end = self._range(blob)
         partial = (start, end) != (0, blob.size)
         self.send_response(206 if partial else 200)
@@ -205,10 +230,9 @@ class HubHandler(BaseHTTPRequestHandler):
         self._end_headers(headers)
         if self.command == "GET":
             with blob.file.open("rb") as opened:
-                opened.seek(start)
-                while start < end and (part := opened.read(min(_SENT_AT_ONCE, end - start))):
-                    self.wfile.write(part)
-                    start += len(part)
+                sent = send(self.connection, opened, (start, end, blob.size), fault)
+            self.board.count(repository.name, sent)
+            self.close_connection = sent < end - start
 
     def _range(self, blob: Blob) -> tuple[int, int]:
         """The bytes asked for, from and up to; all of them where there is no such header."""
@@ -224,7 +248,7 @@ class HubHandler(BaseHTTPRequestHandler):
         body = json.dumps(value).encode()
         self.send_response(status)
         self._end_headers({"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})})
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def _end_headers(self, headers: Mapping[str, str]) -> None:
@@ -240,7 +264,9 @@ class HubServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, root: Path, host: str, port: int, token: str | None) -> None:
-        super().__init__((host, port), type("Handler", (HubHandler,), {"root": root, "token": token or ""}))
+        self.board = Board()
+        served = {"root": root, "token": token or "", "board": self.board}
+        super().__init__((host, port), type("Handler", (HubHandler,), served))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -110,7 +110,10 @@ class Service(_Fact):
 
 
 class HostFacts(_Fact):
-    """Everything planning needs to know of one host. `topology` is what `nvidia-smi topo -m` says, if it was asked."""
+    """Everything planning needs to know of one host. `topology` is what `nvidia-smi topo -m` says, if it was asked.
+
+    `loaded` has images by digest, by the tag under which they came from files: the tags whose registry did not answer.
+    """
 
     host: str
     address: str
@@ -120,6 +123,7 @@ class HostFacts(_Fact):
     cdi: tuple[CdiSpec, ...] = ()
     engine: Engine = Engine()
     images: dict[str, bool] = {}
+    loaded: dict[str, str] = {}
     models: tuple[Model, ...] = ()
     checkpoints: dict[str, ModelFiles | None] = {}
     arguments: dict[str, dict[str, Any]] = {}

@@ -23,6 +23,7 @@ class HostPlan:
     """Everything that `deploy` will do on one host, or the reasons why it refuses.
 
     `asks` names images that must first say which arguments they take, because nothing else tells their release.
+    `models` are to be fetched; `holds` are those that the services use and that are there, for hosts that lack them.
     """
 
     host: str
@@ -34,6 +35,7 @@ class HostPlan:
     asks: tuple[str, ...] = ()
     images: tuple[dict[str, Any], ...] = ()
     models: tuple[dict[str, Any], ...] = ()
+    holds: tuple[dict[str, Any], ...] = ()
     services: tuple[ServicePlan, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,6 +62,7 @@ def plan(wanted: Sequence[Wanted], facts: HostFacts, settings: Settings) -> Host
         asks=tuple(dict.fromkeys(made.wanted.image.digest_ref for made in ordered if made.asks)),
         images=_images(ordered, facts),
         models=_models(ordered, settings),
+        holds=_holds(ordered, settings),
         services=services,
     )
 
@@ -102,6 +105,14 @@ def _models(drafts: Sequence[Draft], settings: Settings) -> tuple[dict[str, Any]
             "endpoint": _endpoint(made, settings),
         }
         for made in missing
+    )
+
+
+def _holds(drafts: Sequence[Draft], settings: Settings) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"repo": made.source.repo, "commit": made.source.commit, "hub": hub_cache(made.deployment, settings)}
+        for made in drafts
+        if made.source.repo and not made.fetch
     )
 
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from sglang_ops import registry
+from sglang_ops import registry, registry_client
 from sglang_ops.errors import ExitCode, UsageError
 from sglang_ops.registry import ImageNotFound, RegistryRefused, RegistryUnreachable, parse, resolve
 from sglang_ops.registry_login import Login, login_for
@@ -293,7 +293,7 @@ class TestReach:
 
     @pytest.fixture(autouse=True)
     def strict_about_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(registry, "_is_local", lambda _: False)
+        monkeypatch.setattr(registry_client, "is_local", lambda _: False)
 
     def test_plain_http_must_be_allowed(self, server: Server) -> None:
         with pytest.raises(RegistryUnreachable, match="it speaks plain HTTP") as caught:
@@ -320,7 +320,7 @@ class TestReach:
     [("localhost", True), ("localhost:5000", True), ("127.0.0.1:5000", True), ("[::1]:5000", True), ("a.b", False)],
 )
 def test_registries_of_this_machine(host: str, local: bool) -> None:
-    assert registry._is_local(host) is local
+    assert registry_client.is_local(host) is local
 
 
 def test_importing_it_is_cheap() -> None:

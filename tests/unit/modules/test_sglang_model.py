@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -13,18 +16,21 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from ansible.module_utils import sglang_host_checksums as checksums
+from ansible.module_utils import sglang_host_download as download
 from ansible.module_utils import sglang_host_fetch as fetching
 from ansible.module_utils import sglang_host_image as images
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils.sglang_host_progress import Progress
-from module_testing import http_server, load, run
+from module_testing import MODULES, http_server, load, run
 
 module = load("sglang_model")
 REPO, COMMIT, IMAGE = "lab/tiny", "c" * 40, "registry:5000/sglang@sha256:" + "5" * 64
 CONFIG, WEIGHTS = b"{}", b"w" * 5000
+CONFIG_BLOB, WEIGHTS_BLOB = hashlib.sha1(b"blob 2\0{}").hexdigest(), hashlib.sha256(WEIGHTS).hexdigest()  # noqa: S324
 FILES = [
-    {"name": "config.json", "size": len(CONFIG), "blob": "a" * 40},
-    {"name": "model.safetensors", "size": len(WEIGHTS), "blob": "b" * 64},
+    {"name": "config.json", "size": len(CONFIG), "blob": CONFIG_BLOB},
+    {"name": "model.safetensors", "size": len(WEIGHTS), "blob": WEIGHTS_BLOB},
 ]
 SOURCE = {"commit": COMMIT, "files": FILES, "all": True, "bytes": len(CONFIG) + len(WEIGHTS)}
 CONTENT = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
@@ -72,7 +78,7 @@ class TestCache:
 
     def test_a_link_that_leads_nowhere(self, tmp_path: Path) -> None:
         home = place(tmp_path, *CONTENT, branch="main")
-        (home / "blobs" / ("b" * 64)).unlink()
+        (home / "blobs" / (WEIGHTS_BLOB)).unlink()
         assert cached(tmp_path)["complete"] is False
         assert cached(tmp_path)["bytes"] == 2
 
@@ -105,16 +111,16 @@ class TestCache:
     def test_bytes_held(self, tmp_path: Path) -> None:
         home = place(tmp_path, "config.json")
         assert models.held(str(tmp_path), REPO, FILES) == 2
-        partial = home / "blobs" / ("b" * 64 + ".1a2b3c4d.incomplete")
+        partial = home / "blobs" / (WEIGHTS_BLOB + ".1a2b3c4d.incomplete")
         partial.write_bytes(b"w" * 1000)
         assert models.held(str(tmp_path), REPO, FILES) == 1002
         assert models.held(str(tmp_path), REPO, FILES, reusable=True) == 2
-        partial.rename(home / "blobs" / ("b" * 64 + ".incomplete"))  # as older versions name it, and continue it
+        partial.rename(home / "blobs" / (WEIGHTS_BLOB + ".incomplete"))  # as older versions name it, and continue it
         assert models.held(str(tmp_path), REPO, FILES, reusable=True) == 1002
 
     def test_holes_are_not_counted(self, tmp_path: Path) -> None:
         home = place(tmp_path, "config.json")
-        with (home / "blobs" / ("b" * 64 + ".1a2b3c4d.incomplete")).open("wb") as partial:
+        with (home / "blobs" / (WEIGHTS_BLOB + ".1a2b3c4d.incomplete")).open("wb") as partial:
             partial.truncate(5000)
         assert models.held(str(tmp_path), REPO, FILES) == 2
 
@@ -130,7 +136,7 @@ class TestCache:
     ],
 )  # fmt: skip
 def test_weights_of_other_frameworks_are_left_out(names: list[str], kept: list[str]) -> None:
-    assert [item["name"] for item in models.wanted([{"name": name} for name in names])] == kept
+    assert [item["name"] for item in models.needed([{"name": name} for name in names])] == kept
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -147,16 +153,16 @@ class Hub(BaseHTTPRequestHandler):
         elif "/revision/main" not in route:
             self.answer(404, "RevisionNotFound")
         else:
-            siblings = [{"rfilename": "config.json", "size": 2, "blobId": "a" * 40}]
+            siblings = [{"rfilename": "config.json", "size": 2, "blobId": CONFIG_BLOB}]
             if "/empty/" not in route:
-                lfs = {"sha256": "b" * 64, "size": 5000}
+                lfs = {"sha256": WEIGHTS_BLOB, "size": 5000}
                 siblings.append({"rfilename": "model.safetensors", "size": 5000, "blobId": "e" * 40, "lfs": lfs})
             self.answer(200, body={"sha": COMMIT, "siblings": [] if "/empty/" in route else siblings})
 
     def do_HEAD(self) -> None:
-        assert self.path.endswith(f"/resolve/{COMMIT}/model.safetensors"), "the largest file tells who may have it"
+        assert f"/resolve/{COMMIT}/" in self.path
         authorized = self.headers.get("Authorization") == "Bearer good"
-        if "/gated/" in self.path and not authorized:
+        if "gated/" in self.path and self.path.endswith(".safetensors") and not authorized:  # only the largest file is
             self.answer(403 if self.headers.get("Authorization") else 401, "GatedRepo")
         else:
             self.send_response(302)  # to a content server that must not be asked
@@ -174,6 +180,12 @@ class Hub(BaseHTTPRequestHandler):
         """Tests print nothing."""
 
 
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "PAUSES", (0, 0))
+    monkeypatch.setattr(fetching, "PAUSES", (0, 0))
+
+
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
     with http_server(Hub) as address:
@@ -182,6 +194,47 @@ def hub() -> Iterator[str]:
 
 class TestSource:
     """What the hub says."""
+
+    def test_it_is_asked_again_as_long_as_it_asks_for_that(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = iter([("rate-limited", 3), ("unreachable", 0), None])
+        waited: list[float] = []
+
+        def ask_once(*_: Any) -> bytes:
+            answer = next(answers)
+            if answer:
+                raise models.SourceError(answer[0], "not now", answer[1])
+            return b"{}"
+
+        monkeypatch.setattr(models, "PAUSES", (1, 2, 4))
+        monkeypatch.setattr(models, "_ask_once", ask_once)
+        monkeypatch.setattr(models.time, "sleep", waited.append)
+        assert models._ask("lab/tiny", "main", "http://hub", "GET", "http://hub/x", None) == b"{}"
+        assert waited == [3, 2]
+
+    @pytest.mark.parametrize("wait", [None, 600])
+    def test_it_is_not_asked_again_where_that_is_of_no_use(
+        self, wait: float | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[int] = []
+
+        def ask_once(*_: Any) -> bytes:
+            asked.append(1)
+            raise models.SourceError("rate-limited", "not now", wait)
+
+        monkeypatch.setattr(models, "_ask_once", ask_once)
+        with pytest.raises(models.SourceError):
+            models._ask("lab/tiny", "main", "http://hub", "GET", "http://hub/x", None)
+        assert asked == [1]
+
+    def test_what_a_failure_says(self) -> None:
+        limited = models.refusal("lab/tiny", "main", "http://hub", 429, "", False, 600)
+        assert (limited.kind, limited.wait) == ("rate-limited", 600)
+        assert str(limited) == (
+            "http://hub refuses more requests for now (429), and asks to wait 600 s. Try again later, or set HF_TOKEN "
+            "in env_vars."
+        )
+        assert models.refusal("lab/tiny", "main", "http://hub", 502, "", False).wait == 0
+        assert models.refusal("lab/tiny", "main", "http://hub", 418, "", False).wait is None
 
     def test_a_model(self, hub: str) -> None:
         assert models.inspect_source("lab/tiny", "main", hub, None) == SOURCE
@@ -224,22 +277,22 @@ class TestCommand:
     """The container that downloads."""
 
     def test_it_is_pinned_and_needs_nothing_but_the_image(self) -> None:
-        argv = fetching.command("docker", IMAGE, MODEL, SOURCE, with_token=False, xet=True)
+        argv = download.command("docker", IMAGE, MODEL, SOURCE, with_token=False, xet=True)
         assert argv[:3] == ["docker", "run", "--rm"]
         assert {"--init", "--pull=never", "--network=host", "--interactive"} <= set(argv)
         assert argv[argv.index("--volume") + 1] == "/data/hf:/data/hf"
         assert {"HF_HOME=/data/hf", "HF_HUB_CACHE=/data/hf/hub", "HF_ENDPOINT=http://hub:8080"} <= set(argv)
         assert argv[-3:] == ["--revision", COMMIT, REPO]
-        assert not {word for word in argv if "TOKEN" in word and word != fetching._SCRIPT}
+        assert not {word for word in argv if "TOKEN" in word and word != download._SCRIPT}
         assert "HF_HUB_DISABLE_XET=1" not in argv
 
     def test_a_cache_of_its_own_name_is_all_that_it_sees(self) -> None:
-        argv = fetching.command("docker", IMAGE, MODEL | {"hub": "/fast"}, SOURCE, with_token=False, xet=True)
+        argv = download.command("docker", IMAGE, MODEL | {"hub": "/fast"}, SOURCE, with_token=False, xet=True)
         assert argv[argv.index("--volume") + 1] == "/fast:/fast"
         assert {"HF_HOME=/fast", "HF_HUB_CACHE=/fast"} <= set(argv)
 
     def test_without_xet_and_with_some_of_the_files(self) -> None:
-        argv = fetching.command("podman", IMAGE, MODEL, SOURCE | {"all": False}, with_token=True, xet=False)
+        argv = download.command("podman", IMAGE, MODEL, SOURCE | {"all": False}, with_token=True, xet=False)
         assert "HF_HUB_DISABLE_XET=1" in argv
         assert argv[argv.index("--tmpfs") + 1] == "/run/sglang-ops"
         assert "HF_TOKEN_PATH=/run/sglang-ops/token" in argv
@@ -251,7 +304,7 @@ class TestCommand:
         (tmp_path / tool).chmod(0o755)
         token = tmp_path / "token"
         environment = {"HF_TOKEN_PATH": str(token), "PATH": f"{tmp_path}:/usr/bin:/bin"}
-        argv = ["sh", "-c", fetching._SCRIPT, "sh", "--revision", COMMIT, REPO]
+        argv = ["sh", "-c", download._SCRIPT, "sh", "--revision", COMMIT, REPO]
         with Progress(None) as progress:
             done = progress.run_child(argv, stdin="hf_secret", env=environment)
         assert done.stdout == "600"
@@ -260,21 +313,49 @@ class TestCommand:
 
     def test_an_image_without_the_tool(self) -> None:
         with Progress(None) as progress:
-            done = progress.run_child(["/bin/sh", "-c", fetching._SCRIPT], env={"PATH": "/nonexistent"})
+            done = progress.run_child(["/bin/sh", "-c", download._SCRIPT], env={"PATH": "/nonexistent"})
         assert done.rc == 127
-        assert "neither hf nor huggingface-cli" in fetching.explain(REPO, "/data", done)
+        assert "neither hf nor huggingface-cli" in download.explain(REPO, "/data", done)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\x1b[1m\x1b[31mError: Access denied.\x1b[0m\n\x1b[90mHint: set HF_DEBUG=1\x1b[0m\n", "Error: Access denied"),
+        ("Traceback\n  File x\nhttpx2.RemoteProtocolError: peer closed\n", "httpx2.RemoteProtocolError: peer closed"),
+        ("something else\n", "something else"),
+        ("", ""),
+    ],
+)
+def test_the_downloader_s_own_reason(text: str, reason: str) -> None:
+    assert download.said(text) == reason
 
 
 def test_no_byte_for_too_long_is_a_stall() -> None:
     counts = iter([0, 10, 10, 4, 4, 4])
     clock = iter(range(0, 1000, 30))
     told: list[str] = []
-    watch = fetching.Watch(lambda: next(counts), 100, 50, told.append, clock=lambda: next(clock))
+    watch = download.Watch(lambda: next(counts), 100, 50, told.append, clock=lambda: next(clock))
     for _ in range(5):
         watch.tick()  # the fourth sees a file begun anew: fewer bytes, but life
-    with pytest.raises(fetching.Stalled):
+    with pytest.raises(download.Stalled):
         watch.tick()
     assert told[:2] == ["0 / 100 bytes", "10 / 100 bytes"]
+
+
+# The module's download, in a process of its own, with the same engine on PATH.
+RUN = f"""
+import sys
+import ansible.module_utils
+ansible.module_utils.__path__.append(sys.argv[1] + "/../module_utils")
+from ansible.module_utils import sglang_host_fetch as fetching
+from ansible.module_utils import sglang_host_model as models
+from ansible.module_utils.sglang_host_progress import Progress
+model = {{"hub": sys.argv[2], "repo": "{REPO}", "revision": "main", "endpoint": sys.argv[3]}}
+with Progress(None) as progress:
+    source = models.inspect_source("{REPO}", "main", sys.argv[3])
+    fetching.fetch("docker", "{IMAGE}", model, source, None, 60, progress)
+"""
 
 
 class TestModule:
@@ -301,10 +382,10 @@ class TestModule:
         engine.chmod(0o755)
         self.whole = "".join(
             f"printf %s {shlex.quote(CONTENT[str(file['name'])].decode())} > blobs/{file['blob']}; "
-            f"ln -s ../../blobs/{file['blob']} {snapshot}/{file['name']}\n"
+            f"ln -sf ../../blobs/{file['blob']} {snapshot}/{file['name']}\n"
             for file in FILES
         )
-        self.partial = "b" * 64 + ".1a2b3c4d.incomplete"
+        self.partial = WEIGHTS_BLOB + ".1a2b3c4d.incomplete"
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         monkeypatch.setattr(images, "present", lambda _engine, refs: dict.fromkeys(refs, True))
         monkeypatch.setattr(fetching, "_SPARE_BYTES", 0)
@@ -324,6 +405,7 @@ class TestModule:
         path = str(self.home / "models--lab--tiny" / "snapshots" / COMMIT)
         assert left.result["sglang_ops"] == {
             "kind": "model", "models": [{"repo": REPO, "revision": COMMIT, "path": path, "bytes": 5002}],
+            "peers": {}, "warnings": [],
         }  # fmt: skip
         assert cached(self.home)["complete"]
 
@@ -375,8 +457,8 @@ class TestModule:
         ("script", "words"),
         [
             ("echo 'OSError: [Errno 28] No space left on device'; exit 1", "does not fit into"),
-            ("echo 'httpx.ConnectError: refused'; exit 1", "cannot be downloaded: httpx.ConnectError: refused"),
-            ("exit 0", "files are missing or have the wrong size"),
+            ("echo 'httpx.ConnectError: refused'; exit 1", "cannot be downloaded: httpx.ConnectError: refused. (3 att"),
+            ("exit 0", "yet config.json is missing"),
         ],
     )
     def test_a_download_that_fails(self, script: str, words: str) -> None:
@@ -384,6 +466,67 @@ class TestModule:
         left = run(module, **self.arguments)
         assert left.failed
         assert words in left.result["msg"]
+
+    @pytest.mark.parametrize("wrong", ["x", "v" * len(WEIGHTS)], ids=["short", "altered"])
+    def test_a_wrong_file_is_fetched_once_more(self, wrong: str) -> None:
+        self.fake.write_text(f"{self.whole}[ -e once ] || printf {wrong} > blobs/{WEIGHTS_BLOB}; touch once")
+        left = run(module, **self.arguments)
+        assert not left.failed, left.result
+        assert len(self.runs()) == 2
+        assert (Path(models.blobs(str(self.home), REPO)) / WEIGHTS_BLOB).read_bytes() == WEIGHTS
+
+    def test_one_that_is_corrupt_each_time_is_named_and_deleted(self) -> None:
+        wrong = "v" * len(WEIGHTS)
+        self.fake.write_text(f"{self.whole}printf {wrong} > blobs/{WEIGHTS_BLOB}")
+        left = run(module, **self.arguments)
+        digest = hashlib.sha256(wrong.encode()).hexdigest()
+        said = f"arrives corrupt, twice: model.safetensors should be {WEIGHTS_BLOB}, and its SHA-256 is {digest}."
+        assert said in left.result["msg"]
+        assert len(self.runs()) == 2
+        assert os.listdir(models.blobs(str(self.home), REPO)) == [CONFIG_BLOB]  # noqa: PTH208
+        assert not cached(self.home, COMMIT)["complete"]
+
+    def test_what_was_found_right_before_is_not_read_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fake.write_text(self.whole)
+        assert not run(module, **self.arguments).failed
+        (self.home / "models--lab--tiny" / "snapshots" / COMMIT / "config.json").unlink()
+        read: list[str] = []
+        monkeypatch.setattr(checksums._Reader, "fault", lambda _self, path, _name: read.append(path) or "")
+        assert not run(module, **self.arguments).failed
+        assert [Path(path).name for path in read] == [], "both are blobs of a snapshot that is recorded"
+
+    def test_an_interrupted_download_is_not_taken_for_a_whole_one(self) -> None:
+        place(self.home, *CONTENT, branch="main")
+        assert cached(self.home)["complete"]
+        models.intend(str(self.home), REPO, SOURCE)
+        assert not cached(self.home)["complete"], "its checksums have not been compared"
+        self.fake.write_text("exit 0")
+        assert not run(module, **self.arguments).failed
+        assert cached(self.home)["complete"]
+
+    def test_a_long_wait_is_refused_at_once(self) -> None:
+        self.fake.write_text("echo 'Rate limited. Waiting 601.0s before retry [Retry 1/5].'; sleep 60")
+        left = run(module, **self.arguments)
+        assert "(429), and asks to wait 601 s. Try again later" in left.result["msg"]
+        assert len(self.runs()) == 1
+
+    def test_a_failure_that_passes_is_survived(self) -> None:
+        self.fake.write_text(f"[ -e twice ] || {{ [ ! -e once ] || touch twice; touch once; exit 1; }}\n{self.whole}")
+        assert not run(module, **self.arguments).failed
+        assert len(self.runs()) == 3
+
+    def test_two_that_share_a_cache_fetch_once(self) -> None:
+        self.fake.write_text(f"sleep 1\n{self.whole}")
+        first = subprocess.Popen(
+            [sys.executable, "-c", RUN, *map(str, (MODULES, self.home, self.arguments["models"][0]["endpoint"]))],
+            env=os.environ | {"PYTHONPATH": ":".join(map(str, (MODULES.parents[1], *sys.path)))},
+        )
+        deadline = time.monotonic() + 20
+        while not self.runs() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not run(module, **self.arguments).failed
+        assert first.wait(20) == 0
+        assert len(self.runs()) == 1
 
     @pytest.mark.parametrize("check", [True, False])
     def test_too_little_space_is_said_beforehand(self, check: bool, monkeypatch: pytest.MonkeyPatch) -> None:

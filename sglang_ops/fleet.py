@@ -1,0 +1,74 @@
+"""What a run's hosts know of each other: who lacks which model, who has it, and the secret that they share."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from sglang_ops import peers
+from sglang_ops.peers import Host, Model
+
+RESULT = "__sglang_server_result"  # what roles/sglang_server/tasks/plan.yml registers
+
+
+def fleet(
+    hostvars: Mapping[str, Mapping[str, Any]], names: Collection[str], batch: Collection[str], port: int
+) -> list[Host]:
+    """The hosts `names` that are still in the play, were planned and share, in its order.
+
+    Those of earlier batches (`serial`) have by now what their plan lacked. `port` is that of hosts whose variables do
+    not name another one.
+    """
+    known = ((name, hostvars[name]) for name in names)  # Ansible puts a host's variables together each time it is asked
+    found = [_host(name, variables, port, done=name not in batch) for name, variables in known if _plan(variables)]
+    return [host for host in found if host.port]
+
+
+def _host(name: str, variables: Mapping[str, Any], port: int, *, done: bool) -> Host:
+    plan = _plan(variables)
+    missing = tuple(_model(item) for item in plan.get("models", ()))
+    holds = tuple(_model(item) for item in plan.get("holds", ()))
+    address = str(variables.get("sglang_server_peer_address") or variables.get("ansible_host") or name)
+    own = int(variables.get("sglang_server_peer_port", port))
+    return Host(name, address, own, () if done else missing, holds + missing if done else holds)
+
+
+def _plan(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    result = variables.get(RESULT) or {}
+    plan: Mapping[str, Any] = (result.get("sglang_ops") or {}).get("plan") or {}
+    return plan
+
+
+def _model(item: Mapping[str, Any]) -> Model:
+    return Model(str(item["repo"]), str(item["commit"]), str(item["hub"]))
+
+
+def identity(run_directory: Path) -> str:
+    """The run's key and certificate, made by whoever asks first.
+
+    `run_directory` is Ansible's own temporary directory, private to the run and shared by its workers.
+    """
+    kept = run_directory / "sglang-ops-peers.pem"
+    with (run_directory / "sglang-ops-peers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.touch(mode=0o600)
+            kept.write_text(peers.identity())
+        return kept.read_text()
+
+
+def told_to(host: str, task_vars: Mapping[str, Any], options: Mapping[str, Any], run_directory: Path) -> dict[str, Any]:
+    """The module parameter `peers` for a host; empty where it has nobody to share with, or shall not.
+
+    `options` are those of the task: `port` (0: share nothing) and `address` (the host's own, "" for every one).
+    """
+    port = int(options.get("port") or 0)
+    if not port:
+        return {}
+    hosts = fleet(task_vars["hostvars"], task_vars["ansible_play_hosts"], task_vars["ansible_play_batch"], port)
+    part = peers.part_of(host, hosts)
+    if not part:
+        return {}
+    return {**part, "address": str(options.get("address") or ""), "identity": identity(run_directory)}
