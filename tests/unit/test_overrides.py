@@ -121,4 +121,4 @@ def test_overrides_that_cannot_be_meant_are_refused(word: str, says: str) -> Non
 
 
 def test_a_file_s_mode_stays_text() -> None:
-    assert _overrides.parse(["hf_cache_mode=0750", "n=0", "m=10"]).variables == {"hf_cache_mode": "0750", "n": 0, "m": 10}
+    assert _overrides.parse(["hf_cache_mode=0750", "n=0"]).variables == {"hf_cache_mode": "0750", "n": 0}
