@@ -40,8 +40,8 @@ CONTROLLER_ACTIONS = frozenset(
         "validate_argument_spec",
     )
 )
-STEP_OF_ROLE = {"container_engine": "engine", "nvidia_driver": "driver", "hf_cache": "cache"}
-STEP_OF_ACTION = {"container_engine": "engine", "nvidia_driver": "driver", "hf_cache": "cache", "reboot": "reboot"}
+# By the module, else by the role that a task belongs to; modules are called as their roles.
+STEPS = {"container_engine": "engine", "nvidia_driver": "driver", "hf_cache": "cache", "reboot": "reboot"}
 HINTS = {code.value: code for code in ExitCode}
 # Who loses where several hosts ended differently: the state that needs a person most comes first. "Refused" and
 # "locked" promise that nothing was touched, so they hold only if they are all there is.
@@ -197,7 +197,7 @@ class RunState:
             return ""
         if action.startswith("sglang_"):
             return action.removeprefix("sglang_")
-        return STEP_OF_ACTION.get(action) or STEP_OF_ROLE.get(str(data.get("role", "")), "")
+        return STEPS.get(action) or STEPS.get(str(data.get("role", "")), "")
 
     def _finish(self, stats: Mapping[str, Any]) -> None:
         """The end of a play corrects what single events cannot tell: hidden results and swallowed failures."""

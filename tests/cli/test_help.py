@@ -17,6 +17,8 @@ from sglang_ops import cli
 HELP = Path(__file__).parent / "help"
 RENDERED_BY = "0.29"  # typer's frames and type names differ between minor versions; the texts are ours
 OURS = [name for name in cli.VERBS if name != "lab"]  # the lab keeps its own
+MODELS = ["models pull", "models ls", "models verify", "models prune", "models export", "models import"]
+IMAGES = ["images save", "images load"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +28,11 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> None:
 
 
 @pytest.mark.skipif(not typer.__version__.startswith(RENDERED_BY), reason=f"recorded with typer {RENDERED_BY}")
-@pytest.mark.parametrize("verb", ["", *OURS])
+@pytest.mark.parametrize("verb", ["", *OURS, *MODELS, *IMAGES])
 def test_help_is_as_recorded(verb: str, shell: Shell) -> None:
-    assert shell.run(*([verb] if verb else []), "--help") == 0
+    assert shell.run(*verb.split(), "--help") == 0
     said = "\n".join(line.rstrip() for line in shell.out.splitlines()).strip() + "\n"
-    recorded = HELP / f"{verb or 'sglang-ops'}.txt"
+    recorded = HELP / f"{verb.replace(' ', '-') or 'sglang-ops'}.txt"
     if os.environ.get("SGLANG_OPS_RECORD"):
         recorded.write_text(said)
     assert said == recorded.read_text(), f"meant? then run SGLANG_OPS_RECORD=1 pytest {Path(__file__).name}"
