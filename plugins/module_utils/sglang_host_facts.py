@@ -11,6 +11,7 @@ from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import NOT_FOUND, free_bytes, run
@@ -86,6 +87,7 @@ def services(with_loads):
         word = systemd.state(properties)
         layers = probe.ask(record["gate"], properties, quick=True) if word == "active" and record else []
         service = dict(state, name=name, record=record, unit=store.read_text(store.unit_path(name)), state=word)
+        service["rollout"] = rollouts.read(name)
         service["probe"] = {"ok": bool(layers) and all(layer["ok"] for layer in layers), "layers": layers}
         if with_loads:
             service.update(loads.of(record, properties, service["probe"]["ok"]))
