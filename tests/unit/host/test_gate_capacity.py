@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils import sglang_host_probe as probe
-from test_gate import ACTIVE, GOOD, Server, gate
+from test_gate import ACTIVE, GOOD, Server, gate, wait_module
 
 __all__ = ["gate"]  # the fixture
 
