@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sglang_ops.drift import Drift, drift
 from sglang_ops.errors import ExitCode
 from sglang_ops.events import Failure, HostState, RunState
 from sglang_ops.rolled import Rolled
@@ -183,6 +184,7 @@ class Status:
     unmanaged: tuple[Mapping[str, Any], ...]
     exit_code: ExitCode
     failures: tuple[Failure, ...] = field(default=())
+    drift: tuple[Drift, ...] = ()
 
     @classmethod
     def from_run(cls, state: RunState) -> Status:
@@ -193,7 +195,9 @@ class Status:
                 for item in host.result("status").get(key) or []
             )
 
-        return cls(tagged("services"), tagged("unmanaged"), state.exit_code(), tuple(state.failures))
+        services = tagged("services")
+        answered = [host.name for host in state.hosts.values() if host.results.get("status")]
+        return cls(services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), drift(services, answered))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -201,6 +205,7 @@ class Status:
             "exit_code": int(self.exit_code),
             "services": list(self.services),
             "unmanaged": list(self.unmanaged),
+            "drift": [asdict(item) for item in self.drift],
             "failures": [asdict(failure) | {"exit_code": int(failure.exit_code)} for failure in self.failures],
         }
 

@@ -77,6 +77,11 @@ def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
     assert not rollout.is_first(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2")))
 
 
+def test_batches_in_words() -> None:
+    assert rollout.summed_up([1, 10, 10, 10, 9]) == "1, then 3 × 10, then 9"
+    assert rollout.summed_up([40]) == ""
+
+
 def test_a_mark_on_one_host_pauses_all() -> None:
     names = ["a", "b"]
     variables = hostvars("restart", names)
