@@ -117,6 +117,19 @@ def is_first(names: Sequence[str], batch: Sequence[str], hostvars: Hostvars) -> 
     return not any(hostvars[name].get(TURN) for name in set(names) - set(batch))
 
 
+def returning(services: Sequence[Mapping[str, Any]], passed: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The services of a host that failed which go back: those that it changed, or whose release never was stable.
+
+    A neighbour that `passed` its own gate keeps its new release.
+    """
+    return [item for item in services if item["name"] not in passed and _goes_back(item)]
+
+
+def _goes_back(item: Mapping[str, Any]) -> bool:
+    unproven = item["action"] == "check" and item.get("deployed_stable") != item["release"]
+    return item["action"] in ("start", "restart") or unproven
+
+
 def rollout_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """The roll-out's settings in a plan."""
     settings: Mapping[str, Any] = plan.get("rollout") or {}

@@ -25,4 +25,5 @@ class FilterModule:
             "sglang_stops": rollout.stops_for,
             "sglang_paused": rollout.paused_for,
             "sglang_is_first": rollout.is_first,
+            "sglang_returning": rollout.returning,
         }

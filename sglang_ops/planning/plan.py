@@ -84,6 +84,7 @@ def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
         why=why(deployed, service),
         deployed_unit=deployed.unit if deployed else None,
         deployed_release=deployed.release if deployed else None,
+        deployed_stable=deployed.stable if deployed else None,
     )
 
 

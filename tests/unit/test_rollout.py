@@ -77,6 +77,12 @@ def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
     assert not rollout.is_first(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2")))
 
 
+def test_what_goes_back_on_a_host_that_failed() -> None:
+    rows = [("a", "restart", "r"), ("b", "restart", "r"), ("c", "check", "r"), ("d", "check", "old")]
+    services = [{"name": n, "action": action, "release": "r", "deployed_stable": s} for n, action, s in rows]
+    assert [item["name"] for item in rollout.returning(services, ["b"])] == ["a", "d"]
+
+
 def test_batches_in_words() -> None:
     assert rollout.summed_up([1, 10, 10, 10, 9]) == "1, then 3 × 10, then 9"
     assert rollout.summed_up([40]) == ""
