@@ -49,14 +49,14 @@ class Harness(_Part):
 
     name: str = Field(description="Name, such as lm-evaluation-harness.")
     version: str = Field(description="Its version.")
-    image: str | None = Field(None, description="Image with digest that it ran in; null outside a container.")
+    image: str | None = Field(default=None, description="Image with digest that it ran in; null outside a container.")
 
 
 class Dataset(_Part):
     """The questions. Two runs are compared only over data of the same sha256."""
 
     name: str = Field(description="Hub id or the user's name for it.")
-    revision: str | None = Field(None, description="Revision on the hub; null for local data.")
+    revision: str | None = Field(default=None, description="Revision on the hub; null for local data.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the data as it was read, in hexadecimal digits.")
 
 
@@ -64,15 +64,15 @@ class ModelInfo(_Part):
     """The model that answered."""
 
     name: str = Field(description="Name under which it is served.")
-    repo: str | None = Field(None, description="Repository on the hub; null for a local path.")
-    revision: str | None = Field(None, description="Commit of the repository; null where unknown.")
+    repo: str | None = Field(default=None, description="Repository on the hub; null for a local path.")
+    revision: str | None = Field(default=None, description="Commit of the repository; null where unknown.")
 
 
 class Timings(_Part):
     """When a task ran. Times are ISO 8601 with offset."""
 
     started: str
-    ended: str | None = Field(None, description="null while it runs.")
+    ended: str | None = Field(default=None, description="null while it runs.")
     seconds: Seconds = Field(description="Time spent at work, in seconds, without interruptions.")
 
 
@@ -83,7 +83,7 @@ class Metric(_Part):
     score: FiniteFloat = Field(description="In the unit of the metric, most often a share between 0 and 1.")
     items: Count = Field(description="Distinct items that have this score.")
     interval: Interval = Field(description="Lower and upper end, in the unit of the score.")
-    confidence: float = Field(0.95, gt=0, lt=1, description="Of the interval.")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Of the interval.")
     method: str = Field(description="How the interval was made, such as wilson.")
 
     @model_validator(mode="after")
@@ -97,30 +97,30 @@ class Sample(_Part):
     """One answer: one item, one repeat."""
 
     id: str = Field(description="The item, the same in every run over the same data.")
-    repeat: Count = Field(0, description="Which time the item was asked, from 0.")
+    repeat: Count = Field(default=0, description="Which time the item was asked, from 0.")
     host: str = Field(description="Host that answered, as the inventory names it.")
-    category: str | None = Field(None, description="Group of the item, such as a subject.")
+    category: str | None = Field(default=None, description="Group of the item, such as a subject.")
     prompt: str = Field(description="What was asked, as text.")
-    answer: str | None = Field(None, description="What was answered; null where no content came.")
-    reasoning: str | None = Field(None, description="Reasoning content, where the server gives it apart.")
-    expected: str | None = Field(None, description="The right answer, where there is one.")
+    answer: str | None = Field(default=None, description="What was answered; null where no content came.")
+    reasoning: str | None = Field(default=None, description="Reasoning content, where the server gives it apart.")
+    expected: str | None = Field(default=None, description="The right answer, where there is one.")
     scores: dict[str, FiniteFloat] = Field(default_factory=dict, description="Per metric; without an entry: no score.")
     weights: dict[str, Annotated[FiniteFloat, Field(gt=0)]] = Field(
         default_factory=dict,
         description="Per metric, how much the score counts, such as the number of instructions; 1 where left out.",
     )
-    failed: str | None = Field(None, description="Why the request failed for good; null where it did not.")
-    finish_reason: str | None = Field(None, description="As the server said: stop, length, …")
-    latency_seconds: Seconds | None = Field(None, description="Of the attempt that answered, in seconds.")
+    failed: str | None = Field(default=None, description="Why the request failed for good; null where it did not.")
+    finish_reason: str | None = Field(default=None, description="As the server said: stop, length, …")
+    latency_seconds: Seconds | None = Field(default=None, description="Of the attempt that answered, in seconds.")
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
-    attempts: Count = Field(1, description="Requests sent for this answer, repeats after errors included.")
+    attempts: Count = Field(default=1, description="Requests sent for this answer, repeats after errors included.")
 
 
 class TaskResult(_Part):
     """``results.json``: one task of a run. Counts of answers are of items × repeats, `items` is of distinct items."""
 
-    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     run: Name
     task: Name = Field(description="The task, as the deployment file names it; also the name of its folder.")
     harness_task: str = Field(description="What the harness calls it.")
@@ -133,8 +133,8 @@ class TaskResult(_Part):
     items: Count = Field(description="Distinct items that were to be asked.")
     answered: Count = Field(description="Answers that came, empty ones included.")
     failed: Count = Field(description="Requests that failed for good.")
-    empty: Count = Field(0, description="Answers without content and without reasoning.")
-    reasoning_only: Count = Field(0, description="Answers without content that have reasoning.")
+    empty: Count = Field(default=0, description="Answers without content and without reasoning.")
+    reasoning_only: Count = Field(default=0, description="Answers without content that have reasoning.")
     timings: Timings
     hosts: tuple[str, ...]
     complete: bool = Field(description="Whether every item was asked, whether or not it was answered.")
@@ -168,16 +168,18 @@ class TaskResult(_Part):
 class RunInfo(_Part):
     """``run.json``: what was evaluated, by whom, on which hosts. Times are ISO 8601 with offset."""
 
-    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     run: Name
     who: str
     started: str
-    ended: str | None = Field(None, description="null while it runs.")
+    ended: str | None = Field(default=None, description="null while it runs.")
     complete: bool = Field(description="Whether every task is complete.")
     deployment: str
     model: ModelInfo
-    image_digest: str | None = Field(None, description="Of the server's image; null where the hosts disagree.")
-    server_arguments: tuple[str, ...] = Field((), description="Full argument list of the server, without secrets.")
+    image_digest: str | None = Field(default=None, description="Of the server's image; null where the hosts disagree.")
+    server_arguments: tuple[str, ...] = Field(
+        default=(), description="Full argument list of the server, without secrets."
+    )
     hosts: tuple[str, ...]
     tasks: tuple[Name, ...]
     harness: Harness
