@@ -1,8 +1,8 @@
 """Evaluations on a host: where a run lies, what the server allows, how far it is. Python 3.8, standard library.
 
-    /var/lib/sglang-ops/evaluations/<run>/job.json       what is evaluated, no secrets
-    /var/lib/sglang-ops/evaluations/<run>/secrets.json   mode 0600
-    /var/lib/sglang-ops/evaluations/<run>/status.json    how far it is; the rest is the container's
+/var/lib/sglang-ops/evaluations/<run>/job.json       what is evaluated, no secrets
+/var/lib/sglang-ops/evaluations/<run>/secrets.json   mode 0600
+/var/lib/sglang-ops/evaluations/<run>/status.json    how far it is; the rest is the container's
 """
 
 from __future__ import annotations
@@ -59,8 +59,16 @@ def status(run):
     elif state in ENDED and state not in ("done", "refused"):
         state = "starting"  # systemd is about to begin the next life
     keys = ("why", "problems", "tasks", "done", "total", "rate", "seconds_left", "requests", "concurrency", "updated")
-    return dict({key: told.get(key) for key in keys}, run=run, state=state, service=job["service"], unit=job["unit"],
-                shards=job["tasks"][0]["shards"], created=job.get("created"), names=[t["name"] for t in job["tasks"]])
+    return dict(
+        {key: told.get(key) for key in keys},
+        run=run,
+        state=state,
+        service=job["service"],
+        unit=job["unit"],
+        shards=job["tasks"][0]["shards"],
+        created=job.get("created"),
+        names=[t["name"] for t in job["tasks"]],
+    )
 
 
 def line(told):
@@ -96,8 +104,10 @@ def serving(records, api_key):
         layers = probe.ask(gate, shown.get(record["name"], {}))
         asked[record["name"]] = layers
         if not layers[-1]["ok"]:
-            raise Refused("%s does not serve: %s: %s. See `sglang-ops verify`."
-                          % (record["name"], layers[-1]["name"], layers[-1]["detail"]))
+            raise Refused(
+                "%s does not serve: %s: %s. See `sglang-ops verify`."
+                % (record["name"], layers[-1]["name"], layers[-1]["detail"])
+            )
     return asked
 
 
@@ -132,17 +142,23 @@ def fit(tasks, running, context, endpoints):
         warnings.append("%d requests at once, as the server runs no more (parallelism is %d)" % (most, wanted))
     for task in tasks:
         if task["endpoint_type"] not in endpoints:
-            raise Refused("%s needs %s, which the server does not offer: the model has no chat template."
-                          % (task["name"], task["endpoint_type"]))
+            raise Refused(
+                "%s needs %s, which the server does not offer: the model has no chat template."
+                % (task["name"], task["endpoint_type"])
+            )
         generation = dict(task["generation"])
         tokens = generation.get("max_gen_toks")
         if tokens and context and tokens >= context:
             if not task["usual"]:
-                raise Refused("%s: max_new_tokens %d does not fit the server's context of %d tokens. Write at most %d."
-                              % (task["name"], tokens, context, context // 2))
+                raise Refused(
+                    "%s: max_new_tokens %d does not fit the server's context of %d tokens. Write at most %d."
+                    % (task["name"], tokens, context, context // 2)
+                )
             generation["max_gen_toks"] = context // 2
-            warnings.append("%s: answers of at most %d tokens instead of %d, half of the server's context"
-                            % (task["name"], context // 2, tokens))
+            warnings.append(
+                "%s: answers of at most %d tokens instead of %d, half of the server's context"
+                % (task["name"], context // 2, tokens)
+            )
         fitted.append(dict(task, generation=generation, parallelism=min(int(task["parallelism"] or most), most)))
     return fitted, most, warnings
 

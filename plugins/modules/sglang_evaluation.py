@@ -84,8 +84,10 @@ def prepared(job, api_key):
         raise evaluation.Refused("%s is not deployed here: deploy it first, or --limit the hosts." % job["deployment"])
     free = free_bytes(evaluation.ROOT)
     if free < LEAST_BYTES:
-        raise evaluation.Refused("%s has %d MB free, a run needs %d MB. Make room."
-                                 % (evaluation.ROOT, free // 1000000, LEAST_BYTES // 1000000))
+        raise evaluation.Refused(
+            "%s has %d MB free, a run needs %d MB. Make room."
+            % (evaluation.ROOT, free // 1000000, LEAST_BYTES // 1000000)
+        )
     layers = evaluation.serving(records, api_key)
     gates = [dict(record["gate"], api_key=api_key) for record in records]
     known = [evaluation.capacity(gate) for gate in gates]
@@ -95,11 +97,22 @@ def prepared(job, api_key):
     tasks, most, warnings = evaluation.fit(job["tasks"], running, context, offered)
     gate, content = gates[0], records[0]["content"]
     filled = dict(
-        job, tasks=tasks, concurrency=most, service=records[0]["name"], model=gate["served_model_name"],
-        endpoints=gate["endpoints"], patience=gate["start_timeout"], created=time.time(), warnings=warnings,
+        job,
+        tasks=tasks,
+        concurrency=most,
+        service=records[0]["name"],
+        model=gate["served_model_name"],
+        endpoints=gate["endpoints"],
+        patience=gate["start_timeout"],
+        created=time.time(),
+        warnings=warnings,
         upstreams=[{"address": item["address"], "port": item["port"]} for item in gates],
-        server={"image_digest": records[0]["image_digest"], "argv": content["argv"], "model": content["model"],
-                "release": records[0]["release"]},
+        server={
+            "image_digest": records[0]["image_digest"],
+            "argv": content["argv"],
+            "model": content["model"],
+            "release": records[0]["release"],
+        },
     )
     return filled, warnings
 
@@ -116,13 +129,22 @@ class Host:
 
     def write(self, job):
         base = evaluation.directory(self.run)
+        given = dict(self.params["secrets"])
+        known = store.runtime_environment()
+        wanted = given.pop("runtime", {})
+        missing = [source for source in wanted.values() if source not in known]
+        if missing:
+            raise evaluation.Refused(
+                "%s does not set %s. Add a line %s=…" % (store.RUNTIME_ENV, missing[0], missing[0])
+            )
+        given["environment"] = dict(given["environment"], **{name: known[wanted[name]] for name in wanted})
         os.makedirs(base, mode=0o700)
         for name, content in self.params["files"].items():
             path = os.path.join(base, name)
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
             with open(path, "wb") as stream:
                 stream.write(base64.b64decode(content))
-        store.write_atomic(os.path.join(base, "secrets.json"), json.dumps(self.params["secrets"]), mode=0o600)
+        store.write_atomic(os.path.join(base, "secrets.json"), json.dumps(given), mode=0o600)
         store.write_atomic(os.path.join(base, "job.json"), json.dumps(job, indent=1))
 
     def unit(self, name, text):
@@ -140,15 +162,22 @@ class Host:
     def started(self, progress):
         job = self.params["job"]
         if os.path.exists(os.path.join(evaluation.directory(self.run), "job.json")):
-            raise evaluation.Refused("There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
-                                     "--name gives a new one another name." % (self.run, self.run))
+            raise evaluation.Refused(
+                "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
+                "--name gives a new one another name." % (self.run, self.run)
+            )
         job, self.warnings = prepared(job, self.params["secrets"].get("api_key"))
         if not self.check:
             self.write(job)
         self.unit(job["unit"], self.params["unit"])
         if self.check:
-            return {"run": self.run, "state": "planned", "service": job["service"], "concurrency": job["concurrency"],
-                    "names": [task["name"] for task in job["tasks"]]}
+            return {
+                "run": self.run,
+                "state": "planned",
+                "service": job["service"],
+                "concurrency": job["concurrency"],
+                "names": [task["name"] for task in job["tasks"]],
+            }
         self.begin(job["unit"])
         return self.checked(progress)
 
@@ -184,8 +213,9 @@ class Host:
         error = systemd.systemctl("start", unit)
         if error:
             log = systemd.journal(name, {})
-            self.module.fail_json(msg="%s does not start: %s" % (name, error), sglang_ops={"kind": "evaluation",
-                                                                                          "runs": [], "log": log})
+            self.module.fail_json(
+                msg="%s does not start: %s" % (name, error), sglang_ops={"kind": "evaluation", "runs": [], "log": log}
+            )
 
     def checked(self, progress):
         """Wait until data and scorers were checked. Raises Refused, with nothing left behind."""
@@ -195,7 +225,9 @@ class Host:
             if now["state"] not in ("starting", "checking"):
                 break
             if time.monotonic() > deadline:
-                raise evaluation.Refused("Data and scorers were not checked within %d s." % self.params["check_timeout"])
+                raise evaluation.Refused(
+                    "Data and scorers were not checked within %d s." % self.params["check_timeout"]
+                )
             progress.report(evaluation.line(now))
             time.sleep(POLL_SECONDS)
         if now["state"] == "refused":
@@ -203,9 +235,10 @@ class Host:
             raise evaluation.Refused(" ".join(now["problems"] or ["refused"]))
         if now["state"] == "failed":
             log = systemd.journal(now["unit"], systemd.show([now["unit"]]).get(now["unit"], {}))
-            self.module.fail_json(msg="The evaluation ended before it asked anything: %s"
-                                  % (log[-1] if log else "its log is empty"),
-                                  sglang_ops={"kind": "evaluation", "runs": [now], "log": log})
+            self.module.fail_json(
+                msg="The evaluation ended before it asked anything: %s" % (log[-1] if log else "its log is empty"),
+                sglang_ops={"kind": "evaluation", "runs": [now], "log": log},
+            )
         return now
 
     def waited(self, progress):
@@ -255,8 +288,11 @@ def act(host, state, progress):
 def main():
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "required": True, "choices": [
-                "started", "waited", "collected", "listed", "cancelled", "resumed", "absent"]},
+            "state": {
+                "type": "str",
+                "required": True,
+                "choices": ["started", "waited", "collected", "listed", "cancelled", "resumed", "absent"],
+            },
             "run": {"type": "str", "default": ""},
             "job": {"type": "dict", "default": {}},
             "unit": {"type": "str", "default": ""},
@@ -274,8 +310,9 @@ def main():
         except evaluation.Refused as refused:
             module.fail_json(msg=str(refused), exit_hint=7, sglang_ops={"kind": "evaluation", "runs": []})
     changed = state in ("started", "resumed", "cancelled", "absent")
-    module.exit_json(changed=changed, diff=host.diff, sglang_ops={"kind": "evaluation", "runs": found,
-                                                                 "warnings": host.warnings})
+    module.exit_json(
+        changed=changed, diff=host.diff, sglang_ops={"kind": "evaluation", "runs": found, "warnings": host.warnings}
+    )
 
 
 if __name__ == "__main__":

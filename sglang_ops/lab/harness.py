@@ -17,11 +17,10 @@ from importlib import resources
 from pathlib import Path
 
 from sglang_ops.errors import OpsError
-from sglang_ops.lab import lifecycle
 from sglang_ops.lab.images import build, layers, oci, recipes, wheels
 from sglang_ops.lab.images.layers import LayerRecipe
 from sglang_ops.lab.locks import locked
-from sglang_ops.lab.settings import cache_root
+from sglang_ops.lab.settings import Plan, cache_root
 
 Log = Callable[[str], None]
 
@@ -46,14 +45,9 @@ _LABELS: Mapping[str, str] = {
 }
 
 
-def reference(name: str) -> str:
-    """The image as hosts of the lab `name` pull it."""
-    return f"{lifecycle.load(name)[1].registry_address}/{REPOSITORY}:{TAG}"
-
-
-def provide(name: str, log: Log) -> str:
-    """See that the registry of the lab `name` has the image; its reference. Raises OpsError."""
-    ref = reference(name)
+def provide(plan: Plan, log: Log) -> str:
+    """See that the lab's registry has the image; its reference. Raises OpsError."""
+    ref = f"{plan.registry_address}/{REPOSITORY}:{TAG}"
     registry = f"http://{ref.partition('/')[0]}/v2/{REPOSITORY}"
     if _ask("HEAD", f"{registry}/manifests/{TAG}") == 200:
         return ref

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from .upstream import Server, Stalled, Upstream, measure
 
 _EVERY_SECONDS = 1.0
 _RATE_SECONDS = 60.0
-PROMPTS = {
+PROMPTS: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Count from one to ten."}]},
     "completions": {"prompt": "Count from one to ten."},
 }
@@ -38,6 +39,7 @@ class Life:
         self.job: dict[str, Any] = json.loads((directory / "job.json").read_text())
         secrets = json.loads((directory / "secrets.json").read_text())
         self.harness_environment: dict[str, str] = secrets["environment"]
+        self.task_environments: dict[str, dict[str, str]] = secrets.get("tasks", {})
         self.over = threading.Event()
         self.ended_because = ""
         self.store = Store(directory / "answers.sqlite")
@@ -88,7 +90,12 @@ class Life:
             [sys.executable, "-m", f"{package}.lmeval", str(self.directory), self.proxy.url],
             env={**environment, "PYTHONPATH": str(root)},
             start_new_session=True,
+            stdin=subprocess.PIPE,
+            text=True,
         ) as child:
+            assert child.stdin  # noqa: S101 - it is a pipe
+            child.stdin.write(json.dumps(self.task_environments))  # not by file or argument: there may be tokens in it
+            child.stdin.close()
             while not self.over.is_set():
                 try:
                     return child.wait(_EVERY_SECONDS)
@@ -151,7 +158,12 @@ def _read(path: Path) -> dict[str, Any]:
 def main() -> int:
     directory = Path(sys.argv[1])
     (directory / "checked.json").unlink(missing_ok=True)
-    return Life(directory).live()
+    life = Life(directory)
+    if (directory / "again").exists():  # asked by `evaluate resume`
+        life.store.forget_failed()
+        shutil.rmtree(directory / "results", ignore_errors=True)
+        (directory / "again").unlink()
+    return life.live()
 
 
 if __name__ == "__main__":

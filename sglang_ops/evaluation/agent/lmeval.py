@@ -7,28 +7,28 @@ to the hub, for data that is not there).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import random
 import re
+import subprocess
 import sys
 import time
 import traceback
 import urllib.request
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .proxy import prompt_digest
-from .store import Answer, Store
+from . import samples
+from .store import Store
 
 SEED = 0  # the harness's own, without which its tasks shuffle their choices differently each time
 _COMMIT = re.compile(r"hf://datasets/[^@]+@([0-9a-f]{40})/")
-_CATEGORIES = ("category", "subject", "Subdomain", "High-level domain", "subtask", "domain", "type")
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -36,10 +36,13 @@ class Problem(Exception):
     """Why a task cannot be asked or scored, in one sentence."""
 
 
-def main(directory: Path, proxy: str) -> int:
-    """Check every task, and if all can be had, run them. 0 done, 7 refused: see checked.json."""
+def main(directory: Path, proxy: str, environments: Mapping[str, Mapping[str, str]]) -> int:
+    """Check every task, and if all can be had, run them. 0 done, 7 refused: see checked.json.
+
+    `environments` are the variables of single tasks, set while that task is at work.
+    """
     job = json.loads((directory / "job.json").read_text())
-    wanted = [_Task(item, job, directory) for item in job["tasks"]]
+    wanted = [_Task(item, job, directory, environments.get(item["name"], {})) for item in job["tasks"]]
     problems: list[str] = []
     checked: dict[str, Any] = {"harness": {}, "tasks": {}}
     try:
@@ -48,7 +51,8 @@ def main(directory: Path, proxy: str) -> int:
         problems.append("The image has no lm_eval. Name one that has it in evaluation.harness_image.")
     for task in wanted if not problems else ():
         try:
-            checked["tasks"][task.name] = task.check()
+            with task.environment():
+                checked["tasks"][task.name] = task.check()
         except Problem as problem:
             problems.append(f"{task.name}: {problem}")
     _write(directory / "checked.json", json.dumps(checked | {"problems": problems}))
@@ -56,17 +60,30 @@ def main(directory: Path, proxy: str) -> int:
         return 7
     store = Store(directory / "answers.sqlite")
     for task in wanted:
-        task.run(proxy, store)
+        with task.environment():
+            task.run(proxy, store)
     return 0
 
 
 class _Task:
     """One task of the run."""
 
-    def __init__(self, item: Mapping[str, Any], job: Mapping[str, Any], directory: Path) -> None:
-        self.item, self.job, self.directory = item, job, directory
+    def __init__(
+        self, item: Mapping[str, Any], job: Mapping[str, Any], directory: Path, variables: Mapping[str, str]
+    ) -> None:
+        self.item, self.job, self.directory, self.variables = item, job, directory, variables
         self.name: str = item["name"]
         self.indices: list[int] = []
+
+    @contextlib.contextmanager
+    def environment(self) -> Iterator[None]:
+        before = dict(os.environ)
+        os.environ.update(self.variables)
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def check(self) -> dict[str, Any]:
         """Items, data and primary metric of the task. Raises Problem."""
@@ -96,7 +113,7 @@ class _Task:
 
         random.seed(SEED)
         source, work = self._source(), self.directory / "work" / self.name
-        _lay_out(self.item, self.directory, work, source)
+        _lay_out(self.item, self.directory / "data" / self.name, work, None if self._own() else source)
         os.chdir(work)
         try:
             tasks = TaskManager(include_defaults=False).load(str(source))["tasks"]
@@ -105,19 +122,22 @@ class _Task:
         (loaded,) = tasks.values()
         return loaded
 
+    def _own(self) -> Path | None:
+        """The definition of a task of the user's: a YAML file beside its data."""
+        data = self.directory / "data" / self.name
+        pattern = re.compile(rf"^task:\s*[\"']?{re.escape(self.item['harness_task'])}[\"']?\s*$", re.MULTILINE)
+        found = sorted(path for path in data.glob("*.yaml") if pattern.search(path.read_text(errors="replace")))
+        return found[0] if found else None
+
     def _source(self) -> Path:
-        if self.item.get("definition"):
-            return self.directory / "data" / self.name / str(self.item["definition"])
+        own = self._own()
+        if own:
+            return own
         import lm_eval.tasks  # noqa: PLC0415
 
-        root = Path(lm_eval.tasks.__file__).parent
-        known = root / str(self.item.get("path") or "")
+        known = Path(lm_eval.tasks.__file__).parent / str(self.item.get("path") or "-")
         if known.is_file():
             return known
-        pattern = re.compile(rf"^task:\s*[\"']?{re.escape(self.item['harness_task'])}[\"']?\s*$", re.MULTILINE)
-        for path in sorted(root.rglob("*.yaml")):
-            if pattern.search(path.read_text(errors="replace")):
-                return path
         raise Problem(f"lm_eval {importlib.metadata.version('lm_eval')} has no task {self.item['harness_task']}.")
 
     def _dataset(self, loaded: Any) -> dict[str, Any]:
@@ -137,19 +157,25 @@ class _Task:
         if (target / "samples.jsonl").exists():
             return
         started, clock = _now(), time.monotonic()
-        lines: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         raw: list[Any] = []
         try:
+            self._command("pre_cmd")
             for repeat in range(self.item["repeats"] if self.indices else 0):
                 outcome = self._pass(proxy, repeat)
                 raw.append(outcome["results"])
                 answers = [answer for key, answer in store.of_task(self.name) if key.repeat == repeat]
-                lines += _samples(outcome["samples"], repeat, answers, str(self.job["host"]))
+                rows += samples.lines(outcome["samples"], repeat, answers, str(self.job["host"]))
         finally:
+            self._command("post_cmd")
             store.spend(self.name, started, _now(), time.monotonic() - clock)
         target.mkdir(parents=True, exist_ok=True)
         _write(target / "harness.json", json.dumps({"results": raw, "timings": store.spent(self.name)}, default=str))
-        _write(target / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
+        _write(target / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+
+    def _command(self, name: str) -> None:
+        for text in filter(None, self.item.get(name) or ()):
+            subprocess.run(["/bin/sh", "-ec", text], check=True)
 
     def _pass(self, proxy: str, repeat: int) -> dict[str, Any]:
         from lm_eval import simple_evaluate  # noqa: PLC0415
@@ -182,16 +208,14 @@ class _Task:
         return outcome
 
 
-def _lay_out(item: Mapping[str, Any], directory: Path, work: Path, source: Path) -> None:
-    """A directory in which the data set's hub id is a local path: the data sets library takes that before the hub."""
+def _lay_out(item: Mapping[str, Any], data: Path, work: Path, source: Path | None) -> None:
+    """A directory in which the task's data is found: for a task of the user's its files, for one of the harness's a
+    directory with the hub id of its data set, which the data sets library takes before the hub."""
     work.mkdir(parents=True, exist_ok=True)
-    data = directory / "data" / str(item["name"])
-    if item.get("definition") or not data.is_dir():
-        if item.get("definition"):
-            for path in data.iterdir():
-                link = work / path.name
-                if not link.exists():
-                    link.symlink_to(path)
+    if not data.is_dir():
+        return
+    if source is None:
+        _link(sorted(data.iterdir()), work)
         return
     from lm_eval.tasks._yaml_loader import load_yaml  # noqa: PLC0415
 
@@ -202,15 +226,19 @@ def _lay_out(item: Mapping[str, Any], directory: Path, work: Path, source: Path)
         raise Problem(f"{item['dataset_dir']} holds no file of a data set (.jsonl, .json, .csv or .parquet).")
     split = config.get("test_split") or config.get("validation_split") or config.get("training_split") or "test"
     place.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        link = place / path.name
-        if not link.exists():
-            link.symlink_to(path)
+    _link(files, place)
     chosen = [path.name for path in files if str(split) in path.stem] or [path.name for path in files]
     name = config.get("dataset_name") or "default"
     entry = {"config_name": name, "data_files": [{"split": str(split), "path": chosen}]}
     # JSON is YAML, which the head of this file is.
     (place / "README.md").write_text(f"---\nconfigs: {json.dumps([entry])}\n---\n")
+
+
+def _link(files: Sequence[Path], place: Path) -> None:
+    for path in files:
+        link = place / path.name
+        if not link.is_symlink():
+            link.symlink_to(path)
 
 
 def _check_sentences() -> None:
@@ -221,15 +249,18 @@ def _check_sentences() -> None:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
         try:
-            nltk.download("punkt_tab", quiet=True)
+            if os.environ.get("HF_HUB_OFFLINE") != "1":
+                nltk.download("punkt_tab", quiet=True)
         except Exception:  # noqa: BLE001 - the next lines say what is missing
             traceback.print_exc()
     try:
         if len(nltk.sent_tokenize("It works. It really does.")) != 2:
-            raise Problem("NLTK's punkt_tab does not split sentences. Bring the official data in evaluation.nltk_data.")
+            raise Problem("NLTK's punkt_tab does not split sentences. Bring the official data.")
     except LookupError as error:
-        where = "Bring it: evaluation.nltk_data is a directory with tokenizers/punkt_tab."
-        raise Problem(f"its scorer needs NLTK's punkt_tab, which is neither here nor can be fetched. {where}") from error
+        remedy = "Mount a directory with tokenizers/punkt_tab (execution.mounts.evaluation) and set NLTK_DATA to it."
+        raise Problem(
+            f"its scorer needs NLTK's punkt_tab, which is neither here nor can be fetched. {remedy}"
+        ) from error
 
 
 def _cause(error: Exception, dataset: str) -> str:
@@ -244,99 +275,13 @@ def _cause(error: Exception, dataset: str) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
-def _samples(
-    logged: Mapping[str, Sequence[Mapping[str, Any]]],
-    repeat: int,
-    answers: Sequence[Answer],
-    host: str,
-) -> Iterator[dict[str, Any]]:
-    """One line per item: the filters' scores put together, and what the proxy knows of the answer."""
-    (entries,) = logged.values()
-    filters = {entry["filter"] for entry in entries}
-    by_item: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for entry in entries:
-        by_item[entry["doc_id"]].append(entry)
-    known: dict[str, list[Answer]] = defaultdict(list)
-    for answer in answers:
-        known[answer.prompt].append(answer)
-    for item, several in sorted(by_item.items()):
-        first = several[0]
-        asked, prompt = _asked(first["arguments"])
-        answer = _given(known[prompt_digest(asked)], str(first["resps"][0][0]))
-        yield {
-            "id": str(item),
-            "repeat": repeat,
-            "host": host,
-            "category": _category(first["doc"]),
-            "prompt": prompt,
-            "answer": answer.content,
-            "reasoning": answer.reasoning,
-            "expected": _expected(first["target"]),
-            **_scores(several, several_filters=len(filters) > 1),
-            "failed": answer.failed,
-            "finish_reason": answer.finish_reason,
-            "latency_seconds": answer.latency,
-            "prompt_tokens": _count(answer.usage.get("prompt_tokens")),
-            "completion_tokens": _count(answer.usage.get("completion_tokens")),
-            "attempts": answer.attempts,
-        }
-
-
-def _scores(entries: Sequence[Mapping[str, Any]], *, several_filters: bool) -> dict[str, dict[str, float]]:
-    scores, weights = {}, {}
-    for entry in entries:
-        for metric in entry["metrics"]:
-            value, name = entry[metric], f"{metric},{entry['filter']}" if several_filters else str(metric)
-            if isinstance(value, (list, tuple)) and value and all(isinstance(one, (bool, int, float)) for one in value):
-                scores[name], weights[name] = sum(map(float, value)) / len(value), float(len(value))
-            elif isinstance(value, (bool, int, float)) or hasattr(value, "dtype"):
-                scores[name] = float(value)
-    return {"scores": scores, "weights": weights}
-
-
-def _asked(arguments: Any) -> tuple[dict[str, Any], str]:
-    """What was asked: as the request had it, and as people read it."""
-    text = arguments[0][0]
-    text = str(getattr(text, "prompt", text))
-    try:
-        messages = json.loads(text)
-    except ValueError:
-        messages = None
-    if not isinstance(messages, list):
-        return {"prompt": text}, text
-    if len(messages) == 1:
-        return {"messages": messages}, str(messages[0].get("content"))
-    return {"messages": messages}, "\n\n".join(f"{one.get('role')}: {one.get('content')}" for one in messages)
-
-
-def _given(answers: list[Answer], text: str) -> Answer:
-    """Of the answers to one prompt, which several items may have, one with this text; each is given once."""
-    chosen = next((answer for answer in answers if (answer.content or "") == text), answers[0])
-    answers.remove(chosen)
-    return chosen
-
-
-def _category(doc: Mapping[str, Any]) -> str | None:
-    named = next((str(doc[key]) for key in _CATEGORIES if isinstance(doc.get(key), str) and doc[key]), None)
-    kinds = doc.get("instruction_id_list")
-    return named or (str(kinds[0]).partition(":")[0] if kinds else None)
-
-
-def _expected(target: Any) -> str | None:
-    return None if target in (None, 0, "") else str(target)
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
-
-
 def _post(url: str) -> None:
     with urllib.request.urlopen(urllib.request.Request(url, data=b"{}", method="POST")) as response:  # noqa: S310
         response.read()
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017 - for Python 3.10
 
 
 def _write(path: Path, text: str) -> None:
@@ -349,4 +294,4 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], json.load(sys.stdin)))

@@ -67,7 +67,7 @@ class Upstream:
         capacity: int,
         patience: float,
         api_key: str | None = None,
-        ended: Callable[[float], bool] = lambda seconds: bool(time.sleep(seconds)),
+        ended: Callable[[float], bool] | None = None,
     ) -> None:
         self.servers = list(servers)
         self.speed = Speed()
@@ -75,7 +75,7 @@ class Upstream:
         self._slots = threading.BoundedSemaphore(max(1, capacity))
         self._patience = patience
         self._api_key = api_key
-        self._ended = ended
+        self._ended = ended or threading.Event().wait
         self._lock = threading.Lock()
 
     def ask(self, path: str, body: Mapping[str, Any], *, timeout: float, max_retries: int) -> Answer:
@@ -97,9 +97,7 @@ class Upstream:
             if self._ended(pause * random.uniform(0.75, 1.25)):  # noqa: S311 - only spreads the attempts
                 raise Stalled("the run was stopped")
 
-    def _attempt(
-        self, path: str, data: bytes, timeout: float
-    ) -> tuple[bool, tuple[dict[str, Any], float] | None, str]:
+    def _attempt(self, path: str, data: bytes, timeout: float) -> tuple[bool, tuple[dict[str, Any], float] | None, str]:
         """(whether a server took the request, (answer, seconds) or None, why not; "!" where trying again is no use)."""
         with self._slots:
             server = self._choose()
