@@ -19,7 +19,9 @@ RENDERED_BY = "0.29"  # typer's frames and type names differ between minor versi
 OURS = [name for name in cli.VERBS if name != "lab"]  # the lab keeps its own
 MODELS = ["models pull", "models ls", "models verify", "models prune", "models export", "models import"]
 IMAGES = ["images save", "images load"]
-EVALUATE = ["evaluate report", "evaluate compare", "evaluate gate", "evaluate export"]
+_EVALUATE = ("tasks", "status", "ls", "logs", "wait", "fetch", "resume", "cancel", "rm")
+_JUDGE = ("report", "compare", "gate", "export")
+EVALUATE = [f"evaluate {verb}" for verb in (*_EVALUATE, *_JUDGE)]
 
 
 @pytest.fixture(autouse=True)
