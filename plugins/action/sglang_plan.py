@@ -76,7 +76,8 @@ class ActionModule(ActionBase):
         if made["errors"]:
             return self._refused(made["errors"])
         made["warnings"] = [*made["warnings"], *dict.fromkeys(warnings)]
-        return {"changed": False, "sglang_ops": {"kind": "plan", "plan": made}}
+        generation = answer["facts"]["generation"]
+        return {"changed": False, "generation": generation, "sglang_ops": {"kind": "plan", "plan": made}}
 
     def _image(self, ref: str, settings: Settings) -> tuple[ResolvedImage | None, str | None]:
         try:

@@ -17,6 +17,7 @@ def deploy(
     config: _options.Configs = None,
     yes: _options.Yes = False,
     detailed_exitcode: _options.DetailedExitcode = False,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     check: _options.Check = False,
@@ -36,7 +37,13 @@ def deploy(
     shows what it would do and asks first; --yes skips that.
     """
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     json = output is Output.JSON
     with (
