@@ -58,6 +58,16 @@ def meant_for(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> 
     return tuple(deployment for deployment in found if _meant_for(deployment, task_vars))
 
 
+def evaluated_file(task_vars: Mapping[str, Any], templar: Any, deployment: Deployment) -> DeploymentFile:
+    """The file that the deployment stands in, for its `evaluation:`. Raises SpecErrors, PreflightError."""
+    for path in plain(templar.template(task_vars.get(FILES_VARIABLE) or [])):
+        file = load(Path(path))
+        if any(item.service_name == deployment.service_name for item in file.services):
+            return file
+    given = {key: plain(templar.template(task_vars[key])) for key in (*SECTIONS, "evaluation") if key in task_vars}
+    return load_mapping(given, "the variable `evaluation`")
+
+
 def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[str, str]:
     """Where the deployments of this host have their models: the hub's directory on the host, by repository."""
     if not task_vars.get(FILES_VARIABLE):
