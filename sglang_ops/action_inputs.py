@@ -16,7 +16,7 @@ from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.questions import repository
-from sglang_ops.spec import Deployment, check_names, divided, load, load_mapping
+from sglang_ops.spec import Deployment, Gateway, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
@@ -30,6 +30,11 @@ def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployme
     `deployment_overrides` of the host is laid over them; `hosts` of a deployment says whether it is meant for this
     one. Raises SpecErrors, PreflightError.
     """
+    return tuple(item for item in written_for(task_vars, templar) if _meant_for(item, task_vars))
+
+
+def written_for(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployment, ...]:
+    """The same, those included that are meant for other hosts."""
     overrides = plain(templar.template(task_vars.get("deployment_overrides") or {}))
     paths = plain(templar.template(task_vars.get(FILES_VARIABLE) or []))
     if paths:
@@ -45,7 +50,7 @@ def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployme
         files = [load_mapping(given, f"variable `{next(iter(given))}`", host_overrides=overrides)]
     found = [deployment for file in files for deployment in file.services]
     check_names(found)
-    return tuple(deployment for deployment in found if _meant_for(deployment, task_vars))
+    return tuple(found)
 
 
 def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[str, str]:
@@ -59,8 +64,17 @@ def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[st
 
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
     """Whether the pattern `hosts` of the deployment, read as Ansible reads patterns, names this host."""
-    if deployment.hosts == "all":
-        return True
+    names = matching(deployment.hosts, task_vars)
+    if not names:
+        fix = "Write a pattern of hosts or groups that the inventory has."
+        raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
+    return str(task_vars["inventory_hostname"]) in names
+
+
+def matching(pattern: str, task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts of the inventory that `pattern`, read as Ansible reads patterns, names."""
+    if pattern == "all":
+        return [str(host) for host in task_vars["groups"]["all"]]
     from ansible.inventory.manager import InventoryManager  # noqa: PLC0415 (only plays know Ansible)
     from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
 
@@ -69,11 +83,7 @@ def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
         inventory.add_group(group)
         for host in hosts:
             inventory.add_host(host, group=group)
-    names = {host.name for host in inventory.get_hosts(deployment.hosts)}
-    if not names:
-        fix = "Write a pattern of hosts or groups that the inventory has."
-        raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
-    return str(task_vars["inventory_hostname"]) in names
+    return [str(host.name) for host in inventory.get_hosts(pattern)]
 
 
 def plain(value: Any) -> Any:
@@ -90,7 +100,7 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def secrets_for(service: Mapping[str, Any], deployment: Deployment) -> dict[str, str]:
+def secrets_for(service: Mapping[str, Any], deployment: Deployment | Gateway) -> dict[str, str]:
     """Values of the secrets that this planned service gets, from the operator's environment."""
     known = Secrets.of(deployment, os.environ).values
     return {name: known[name] for name in service["secrets"] if name in known}
@@ -101,7 +111,7 @@ def hub_token(deployment: Deployment) -> str:
     return Secrets.of(deployment, os.environ).values.get("HF_TOKEN", "")
 
 
-def runtime_for(service: Mapping[str, Any], deployment: Deployment) -> list[dict[str, str]]:
+def runtime_for(service: Mapping[str, Any], deployment: Deployment | Gateway) -> list[dict[str, str]]:
     """Variables that the host itself knows, as {"name": in the container, "source": on the host}."""
     references = deployment.env_vars
     return [

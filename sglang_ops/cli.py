@@ -33,6 +33,8 @@ VERBS = {
     "plan": Verb("plan", "Show what deploy would do on each host, and why.", SERVE),
     "restart": Verb("restart", "Restart a service and wait until it serves again.", SERVE),
     "stop": Verb("stop", "Stop a service after the requests in flight.", SERVE),
+    "drain": Verb("drain", "Take hosts out of their gateways and wait for the requests in flight.", SERVE),
+    "undrain": Verb("undrain", "Bring drained hosts back behind their gateways.", SERVE),
     "remove": Verb("remove", "Stop a service and take its unit away.", SERVE),
     "verify": Verb("verify", "Ask every service the questions of the gate.", LOOK),
     "status": Verb("status", "Show what runs on the hosts.", LOOK),

@@ -169,6 +169,7 @@ class Status:
     unmanaged: tuple[Mapping[str, Any], ...]
     exit_code: ExitCode
     failures: tuple[Failure, ...] = field(default=())
+    gateways: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def from_run(cls, state: RunState) -> Status:
@@ -179,13 +180,15 @@ class Status:
                 for item in host.result("status").get(key) or []
             )
 
-        return cls(tagged("services"), tagged("unmanaged"), state.exit_code(), tuple(state.failures))
+        found = tuple(state.failures)
+        return cls(tagged("services"), tagged("unmanaged"), state.exit_code(), found, tagged("gateways"))
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "ok": self.exit_code is ExitCode.DONE,
             "exit_code": int(self.exit_code),
             "services": list(self.services),
+            "gateways": list(self.gateways),
             "unmanaged": list(self.unmanaged),
             "failures": [asdict(failure) | {"exit_code": int(failure.exit_code)} for failure in self.failures],
         }
@@ -243,5 +246,5 @@ def _steps(host: HostState) -> Iterator[PlannedStep]:
 
 def _warnings(host: HostState) -> Iterator[str]:
     yield from (host.result("plan").get("plan") or {}).get("warnings") or []
-    for result in (*host.results.get("share", ()), *host.results.get("model", ())):
+    for result in (result for kind in ("share", "model", "gateway") for result in host.results.get(kind, ())):
         yield from (f"{host.name}: {text}" for text in result.get("warnings") or [])

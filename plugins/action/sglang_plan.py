@@ -19,7 +19,17 @@ except ImportError:  # plain ansible-playbook in a checkout
 from sglang_ops import catalog
 from sglang_ops.action_inputs import deployments_of, hub_token, plain, resolve_once, tagged
 from sglang_ops.errors import OpsError
-from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
+from sglang_ops.gateways import address_of, fronts_of, gateways_of
+from sglang_ops.planning import (
+    HostFacts,
+    ResolvedImage,
+    Secrets,
+    Settings,
+    Wanted,
+    WantedGateway,
+    plan,
+    questions,
+)
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
 
@@ -47,32 +57,49 @@ class ActionModule(ActionBase):
 
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         deployments = deployments_of(task_vars, self._templar)
+        fronts = gateways_of(task_vars, self._templar)
         settings = Settings.model_validate(plain(self._task.args))
-        resolved = {image: self._image(image, settings) for image in {item.image for item in deployments}}
-        asked = questions(deployments, settings, [image for image, _ in resolved.values() if image])
+        named = [item.image for item in deployments] + [gateway.image for gateway, _, _ in fronts]
+        resolved = {image: self._image(image, settings) for image in dict.fromkeys(named)}
+        servers = [resolved[item.image][0] for item in deployments]
+        others = [resolved[gateway.image][0] for gateway, _, _ in fronts]
+        known = [image for image in servers if image]
+        asked = questions(deployments, settings, known, [gateway for gateway, _, _ in fronts])
+        asked["images"] += [image.digest_ref for image in others if image and image not in known]
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
         answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
         if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
             return dict(answer)
-        local = task_vars.get("ansible_connection") == "local"
         host = str(task_vars["inventory_hostname"])
-        address = "127.0.0.1" if local else str(task_vars.get("ansible_host") or host)
+        address = address_of(host, task_vars)
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
-        wanted, errors, warnings = [], [], []
-        for item in deployments:
-            image, warning = resolved[item.image]
+        wanted, gateways = [], []
+        errors: list[str] = []
+        warnings: list[str] = []
+
+        def found(service: str, ref: str) -> ResolvedImage | None:
+            image, warning = resolved[ref]
             if image is None:
-                loaded = _loaded(item.image, settings, facts)
-                image = loaded or _recorded(item.service_name, item.image, facts)
+                loaded = _loaded(ref, settings, facts)
+                image = loaded or _recorded(service, ref, facts)
                 how = "loaded" if loaded else "deployed"
                 text = f"{warning} Using the digest {how} last." if image else f"{warning} {WITHOUT_REGISTRY}"
                 (warnings if image else errors).append(text)
+            return image
+
+        for item in deployments:
+            image = found(item.service_name, item.image)
             if image:
-                wanted.append(Wanted(item, image, Secrets.of(item, os.environ)))
+                in_front = fronts_of(item, task_vars)
+                wanted.append(Wanted(item, image, Secrets.of(item, os.environ), in_front))
+        for gateway, item, workers in fronts:
+            image = found(gateway.service_name, gateway.image)
+            if image:
+                gateways.append(WantedGateway(gateway, item, image, workers, Secrets.of(gateway, os.environ)))
         if errors:
             return self._refused([{"check": "image", "message": text} for text in dict.fromkeys(errors)])
-        made = plan(wanted, facts, settings).as_dict()
+        made = plan(wanted, facts, settings, gateways).as_dict()
         if made["errors"]:
             return self._refused(made["errors"])
         made["warnings"] = [*made["warnings"], *dict.fromkeys(warnings)]

@@ -57,6 +57,7 @@ sglang_ops:
 
 import os
 
+from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_jit as jit
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
@@ -64,7 +65,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_command import run
 
 # Stopping waits for requests in flight; systemd itself ends it at the unit's TimeoutStopSec.
-RECORD = ("name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate", "memory", "jit")
+RECORD = ("kind", "name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate", "memory",
+          "jit", "gateways")
 ACTIVE = ("active", "activating", "deactivating", "reloading", "restarting")
 
 
@@ -171,7 +173,9 @@ def keep_release(host, service, secrets, runtime):
     record = dict({key: service.get(key) for key in RECORD}, engine=service["gate"]["engine"])
     if host.check:
         return
-    store.write_release(name, service["release"], service["unit"], record, values)
+    store.write_release(name, service["release"], service["unit"], record, values, service.get("files"))
+    if service.get("kind") == "gateway":
+        gateways.prepare(name)
     for directory in service["directories"]:
         os.makedirs(directory, mode=0o755, exist_ok=True)
 
