@@ -16,7 +16,7 @@ from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.questions import repository
-from sglang_ops.spec import Deployment, Gateway, check_names, divided, load, load_mapping
+from sglang_ops.spec import Deployment, DeploymentFile, Gateway, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
@@ -51,6 +51,16 @@ def written_for(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployment,
     found = [deployment for file in files for deployment in file.services]
     check_names(found)
     return tuple(found)
+
+
+def evaluated_file(task_vars: Mapping[str, Any], templar: Any, deployment: Deployment) -> DeploymentFile:
+    """The file that the deployment stands in, for its `evaluation:`. Raises SpecErrors, PreflightError."""
+    for path in plain(templar.template(task_vars.get(FILES_VARIABLE) or [])):
+        file = load(Path(path))
+        if any(item.service_name == deployment.service_name for item in file.services):
+            return file
+    given = {key: plain(templar.template(task_vars[key])) for key in (*SECTIONS, "evaluation") if key in task_vars}
+    return load_mapping(given, "the variable `evaluation`")
 
 
 def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from sglang_ops import __version__
 from sglang_ops.errors import ExitCode, OpsError
 
-SERVE, LOOK, PREPARE = "Serve", "Look", "Prepare"
+SERVE, LOOK, MEASURE, PREPARE = "Serve", "Look", "Measure", "Prepare"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ VERBS = {
     "status": Verb("status", "Show what runs on the hosts.", LOOK),
     "logs": Verb("logs", "Print the logs of the services of all hosts.", LOOK),
     "history": Verb("history", "List the runs of this machine.", LOOK),
+    "evaluate": Verb("evaluate", "Measure the quality of a deployed model where it runs.", MEASURE),
     "doctor": Verb("doctor", "Say whether each host is fit to serve: every problem at once, with its remedy.", PREPARE),
     "provision": Verb(
         "provision", "Make bare GPU hosts ready to serve: driver, container engine, model cache.", PREPARE

@@ -27,6 +27,7 @@ STEPS = {
     "deploy": ("plan", "engine", "image", "model", "start", "gate"),
     "restart": ("restart", "gate"),
     "models_pull": ("plan", "engine", "image", "model"),
+    "evaluate": ("evaluation",),
     "provision": ("driver", "engine", "cache", "reboot"),
 }
 SERVICE_STEP = {"deploy": "start"}  # elsewhere the module sglang_service does what the verb says

@@ -107,6 +107,9 @@ class Evaluation(Section):
     nemo_evaluator_config: FreeMapping = Field(
         default_factory=dict, description="Free settings of the evaluator for all tasks (config.params, target, …)."
     )
+    harness_image: str | None = Field(
+        None, description="Image with Python and lm_eval, in which evaluations run. Default: evaluation_harness_image."
+    )
     env_vars: EnvVars = Field(default_factory=dict, description="Environment of all tasks.")
     pre_cmd: str = Field("", description="Shell commands in every task's container before the evaluator.")
     post_cmd: str = Field("", description="Shell commands in every task's container after the evaluator.")

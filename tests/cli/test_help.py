@@ -19,6 +19,7 @@ RENDERED_BY = "0.29"  # typer's frames and type names differ between minor versi
 OURS = [name for name in cli.VERBS if name != "lab"]  # the lab keeps its own
 MODELS = ["models pull", "models ls", "models verify", "models prune", "models export", "models import"]
 IMAGES = ["images save", "images load"]
+EVALUATE = ["evaluate report", "evaluate compare", "evaluate gate", "evaluate export"]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> None:
 
 
 @pytest.mark.skipif(not typer.__version__.startswith(RENDERED_BY), reason=f"recorded with typer {RENDERED_BY}")
-@pytest.mark.parametrize("verb", ["", *OURS, *MODELS, *IMAGES])
+@pytest.mark.parametrize("verb", ["", *OURS, *MODELS, *IMAGES, *EVALUATE])
 def test_help_is_as_recorded(verb: str, shell: Shell) -> None:
     assert shell.run(*verb.split(), "--help") == 0
     said = "\n".join(line.rstrip() for line in shell.out.splitlines()).strip() + "\n"
