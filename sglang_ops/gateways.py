@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sglang_ops.action_inputs import FILES_VARIABLE, deployments_of, matching, written_for
+from sglang_ops.action_inputs import FILES_VARIABLE, deployments_of, files_of, matching, written
 from sglang_ops.errors import PreflightError
 from sglang_ops.planning import Worker, worker_url
 from sglang_ops.spec import Deployment, Gateway
@@ -27,19 +27,19 @@ def fronts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> tuple[str
 def gateways_of(task_vars: Mapping[str, Any], templar: Any) -> list[tuple[Gateway, Deployment, tuple[Worker, ...]]]:
     """The gateways that this host runs, each with one of the deployments that it is in front of, and its servers."""
     host = str(task_vars["inventory_hostname"])
-    written = written_for(task_vars, templar)
+    every = written(files_of(task_vars, templar))
     found: dict[str, tuple[Gateway, Deployment]] = {}
-    for deployment in written:
+    for deployment in every:
         if deployment.gateway and host in fronts_of(deployment, task_vars):
             found.setdefault(deployment.gateway.service_name, (deployment.gateway, deployment))
-    return [(*pair, _workers(name, written, task_vars, templar)) for name, pair in found.items()]
+    return [(*pair, _workers(name, every, task_vars, templar)) for name, pair in found.items()]
 
 
 def _workers(
-    gateway: str, written: Sequence[Deployment], task_vars: Mapping[str, Any], templar: Any
+    gateway: str, every: Sequence[Deployment], task_vars: Mapping[str, Any], templar: Any
 ) -> tuple[Worker, ...]:
     """Every server of the inventory that stands behind `gateway`, whether it runs or not."""
-    members = [item for item in written if item.gateway and item.gateway.service_name == gateway]
+    members = [item for item in every if item.gateway and item.gateway.service_name == gateway]
     hosts = dict.fromkeys(host for item in members for host in matching(item.hosts, task_vars))
     found = []
     for host in hosts:

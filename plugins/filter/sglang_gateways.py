@@ -27,8 +27,23 @@ def _flat(entries: Iterable[Any]) -> Iterable[Mapping[str, Any]]:
             yield from _flat(entry)
 
 
+def changing(services: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    """The planned services of one kind, "server" or "gateway", about which something is to be done."""
+
+    def due(service: Mapping[str, Any]) -> bool:
+        members = service.get("members") or {}
+        return bool(service["action"] != "none" or members.get("join") or members.get("leave"))
+
+    return [service for service in services if service["kind"] == kind and due(service)]
+
+
+def only(plan: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The plan of a host with its services of one kind."""
+    return {**plan, "services": [service for service in plan["services"] if service["kind"] == kind]}
+
+
 class FilterModule:
-    """`sglang_gateways`: from servers to the gateways in front of them."""
+    """What the tasks ask of a plan with gateways."""
 
     def filters(self) -> dict[str, Any]:
-        return {"sglang_gateways": gateways}
+        return {"sglang_gateways": gateways, "sglang_changing": changing, "sglang_only": only}

@@ -160,13 +160,15 @@ def main():
     started = time.monotonic()
     gate, members = gateways.gate_of(name), gateways.members(name)
     leaving = state in ("left", "drained")
+    if not gate and module.check_mode:
+        module.exit_json(changed=not leaving, sglang_ops={"kind": "gateway", "service": name, "workers": []})
     if not gate and not leaving:
         module.fail_json(msg="%s is not deployed here. Deploy first." % name)
     router, listed = gateways.Router(gate) if gate else None, {}
     try:
         listed = router.workers() if router else {}
     except GatewayError as error:
-        if not leaving:
+        if not leaving and not module.check_mode:
             module.fail_json(msg="%s. Start it: sglang-ops restart --service %s" % (error, name))
     decided = decide(state, urls, listed, members)  # a gateway that is gone sends nothing: nothing is to be removed
     unable = silent(decided["add"]) if state == "reconciled" else {}

@@ -85,7 +85,10 @@ class Probe(_Fact):
 
 
 class Service(_Fact):
-    """A service that this tool deployed: its release record, the unit file found, its state."""
+    """A service that this tool deployed: its release record, the unit file found, its state.
+
+    `rollout` is the record of a roll-out that has not finished here.
+    """
 
     name: str
     release: str | None = None
@@ -98,6 +101,7 @@ class Service(_Fact):
     # Of a gateway: the servers that it lists (None while it does not answer), and those it has been told of.
     workers: tuple[dict[str, Any], ...] | None = None
     members: dict[str, str] = {}
+    rollout: dict[str, Any] | None = None
 
     @property
     def gpus(self) -> tuple[int, ...]:

@@ -99,7 +99,12 @@ def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
 
 def _explained(service: ServicePlan, facts: HostFacts) -> ServicePlan:
     deployed = facts.service(service.name)
-    return replace(service, why=why(deployed, service), deployed_unit=deployed.unit if deployed else None)
+    return replace(
+        service,
+        why=why(deployed, service),
+        deployed_unit=deployed.unit if deployed else None,
+        deployed_release=deployed.release if deployed else None,
+    )
 
 
 def _images(wanted: Sequence[ResolvedImage], facts: HostFacts) -> tuple[dict[str, Any], ...]:

@@ -67,6 +67,7 @@ class ServicePlan:
     memory: dict[str, Any] | None = None
     why: str = ""
     deployed_unit: str | None = None
+    deployed_release: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from sglang_ops.spec.load import check, find_deployment_file, load, load_mapping
 from sglang_ops.spec.model import Deployment, Endpoints, EnvValue, Mount
 from sglang_ops.spec.overrides import REMOVED, divided, lay_over, merged
 from sglang_ops.spec.problems import SpecErrors, SpecProblem
+from sglang_ops.spec.rollout import Rollout
 
 __all__ = [
     "REMOVED",
@@ -21,6 +22,7 @@ __all__ = [
     "Execution",
     "Gateway",
     "Mount",
+    "Rollout",
     "SpecErrors",
     "SpecProblem",
     "Task",

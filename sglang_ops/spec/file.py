@@ -12,6 +12,7 @@ from sglang_ops.spec.gateway import Gateway
 from sglang_ops.spec.launcher import Evaluation, Execution, Export, Target
 from sglang_ops.spec.model import Deployment, slug
 from sglang_ops.spec.problems import SpecErrors, SpecProblem
+from sglang_ops.spec.rollout import Rollout
 from sglang_ops.spec.section import Section, no_effect, subsection
 from sglang_ops.spec.values import EnvVars, Mistake
 
@@ -46,6 +47,7 @@ class DeploymentFile(Section):
     gateway: Gateway | None = Field(
         None, description="Beside a single `deployment`: its gateway, as deployment.gateway says it."
     )
+    rollout: Rollout = subsection(Rollout, "How a change goes from host to host, and when it stops.")
     execution: Execution = subsection(Execution, "How and where the launcher runs things.")
     evaluation: Annotated[Evaluation, BeforeValidator(lambda raw: {} if raw == [] else raw)] = subsection(
         Evaluation, "What is evaluated once the server serves."

@@ -10,12 +10,12 @@ from pydantic import BeforeValidator, Field, field_validator
 from sglang_ops.spec.section import Section
 from sglang_ops.spec.values import (
     Arguments,
+    Count,
     EnvValue,
     Mistake,
     Port,
     Seconds,
     Size,
-    SomeSeconds,
     carried,
     is_image,
     is_pattern,
@@ -81,13 +81,13 @@ class Gateway(Section):
         json_schema_extra={"pattern": "^(host|runtime):[A-Za-z_][A-Za-z0-9_]*$"},
     )
     prometheus_port: Port = Field(29000, description="TCP port of the router's own metrics.")
-    health_interval: SomeSeconds = Field(5, description="Seconds between two looks at a server's health.")
-    health_timeout: SomeSeconds = Field(
+    health_interval: Seconds = Field(5, description="Seconds between two looks at a server's health.")
+    health_timeout: Seconds = Field(
         25, description="Seconds that a server may take to say it; SGLang takes up to 20 under load."
     )
     health_failures: Size = Field(2, description="Looks that must fail in a row until a server gets no requests.")
-    request_timeout: SomeSeconds = Field(1800, description="Seconds that one request may take.")
-    hold: Seconds = Field(
+    request_timeout: Seconds = Field(1800, description="Seconds that one request may take.")
+    hold: Count = Field(
         60, description="Seconds that a request waits while no server is there to take it; 0: it fails at once."
     )
     extra_args: Arguments = Field((), description="Further arguments of the router: shell-quoted text, or a list.")
