@@ -184,6 +184,7 @@ class Status:
     unmanaged: tuple[Mapping[str, Any], ...]
     exit_code: ExitCode
     failures: tuple[Failure, ...] = field(default=())
+    gateways: tuple[Mapping[str, Any], ...] = ()
     drift: tuple[Drift, ...] = ()
 
     @classmethod
@@ -197,13 +198,17 @@ class Status:
 
         services = tagged("services")
         answered = [host.name for host in state.hosts.values() if host.results.get("status")]
-        return cls(services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), drift(services, answered))
+        differing = drift(services, answered)
+        return cls(
+            services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), tagged("gateways"), differing
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "ok": self.exit_code is ExitCode.DONE,
             "exit_code": int(self.exit_code),
             "services": list(self.services),
+            "gateways": list(self.gateways),
             "unmanaged": list(self.unmanaged),
             "drift": [asdict(item) for item in self.drift],
             "failures": [asdict(failure) | {"exit_code": int(failure.exit_code)} for failure in self.failures],
@@ -264,5 +269,5 @@ def _steps(host: HostState) -> Iterator[PlannedStep]:
 
 def _warnings(host: HostState) -> Iterator[str]:
     yield from (host.result("plan").get("plan") or {}).get("warnings") or []
-    for result in (*host.results.get("share", ()), *host.results.get("model", ())):
+    for result in (result for kind in ("share", "model", "gateway") for result in host.results.get(kind, ())):
         yield from (f"{host.name}: {text}" for text in result.get("warnings") or [])
