@@ -13,6 +13,7 @@ import yaml
 
 from bench.process import BenchError, call
 from sglang_ops import registry
+from sglang_ops.spec import Gateway
 
 NAME = "bench"
 SHAPE = {"engine": "docker", "os": "debian13", "server": "simulator", "gpus": "1"}
@@ -31,12 +32,11 @@ class Lab:
         return tuple(self.content["all"]["hosts"])
 
     @property
-    def gateway(self) -> tuple[str, int, str]:
-        """Address and port of the lab's gateway, and the model that it is asked for."""
+    def gateway(self) -> str:
+        """Where the lab's gateway answers."""
         (name,) = self.content["gateways"]["hosts"]
-        deployment = yaml.safe_load(self.deployment.read_text())["deployment"]
-        address = str(self.content["all"]["hosts"][name]["ansible_host"])
-        return address, int(deployment["gateway"].get("port", 30000)), str(deployment["served_model_name"])
+        gateway = Gateway.model_validate(yaml.safe_load(self.deployment.read_text())["deployment"]["gateway"])
+        return f"http://{self.content['all']['hosts'][name]['ansible_host']}:{gateway.port}"
 
     @property
     def ssh_config(self) -> Path:

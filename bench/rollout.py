@@ -25,7 +25,8 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from bench import clients, fleet, programs
+from bench import fleet, programs
+from bench.gateway import Load
 from bench.process import BenchError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -105,9 +106,22 @@ def measured(
     say(f"a good release through {asked.hosts} hosts")
     if not asked.gateway:
         return bad, rolled(cli, lab, release(lab, "second"), asked)
-    with clients.asking(lab.gateway, asked.clients, at_least=asked.requests) as counted:
+    load = Load(lab.gateway, asked.clients)
+    load.start()
+    try:
         good = rolled(cli, lab, release(lab, "second"), asked)
-    good.clients = counted.as_dict()
+        while len(load.answered) < asked.requests:
+            time.sleep(0.2)
+    finally:
+        load.stop()
+    good.clients = {
+        "requests": len(load.answered),
+        "streamed": sum(streamed for _, _, streamed in load.answered),
+        "lost": len(load.lost),
+        "errors": sorted(set(load.lost))[:5],
+        "usual_seconds": round(load.usual(), 3),
+        "longest_seconds": round(load.longest(), 2),
+    }
     return bad, good
 
 
@@ -185,7 +199,7 @@ def report(bad: Mapping[str, Roll], good: Roll, cost: Mapping[str, float]) -> It
     sizes = ", ".join(str(len(batch)) for batch in good.batches)
     yield f"a good release: {good.result} in {good.seconds:.0f} s, in batches of {sizes}"
     if good.clients:
-        yield "clients: " + ", ".join(f"{count} {name}" for name, count in good.clients.items())
+        yield "clients: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in good.clients.items())
     yield "controller: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in cost.items())
 
 
