@@ -112,9 +112,9 @@ def paused_by(variables: Mapping[str, Any]) -> bool:
     return any((result.get("sglang_ops") or {}).get("paused") for result in told)
 
 
-def is_first(names: Sequence[str], batch: Sequence[str], hostvars: Hostvars) -> bool:
-    """Whether `batch` is the first of the hosts `names` to change."""
-    return not any(hostvars[name].get(TURN) for name in set(names) - set(batch))
+def turns_before(names: Sequence[str], batch: Sequence[str], hostvars: Hostvars) -> int:
+    """How many of the hosts `names` have had their turn before those of `batch`; 0 is the first batch."""
+    return sum(bool(hostvars[name].get(TURN)) for name in set(names) - set(batch))
 
 
 def returning(services: Sequence[Mapping[str, Any]], passed: Sequence[str]) -> list[Mapping[str, Any]]:
