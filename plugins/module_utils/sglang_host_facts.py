@@ -12,6 +12,7 @@ from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import NOT_FOUND, free_bytes, run
@@ -87,6 +88,8 @@ def services(with_loads):
         word = systemd.state(properties)
         layers = probe.ask(record["gate"], properties, quick=True) if word == "active" and record else []
         service = dict(state, name=name, record=record, unit=store.read_text(store.unit_path(name)), state=word)
+        service["rollout"] = rollouts.read(name)
+        service["released_unit"] = store.release_unit(name, state["release"]) if state["release"] else None
         service["probe"] = {"ok": bool(layers) and all(layer["ok"] for layer in layers), "layers": layers}
         if with_loads:
             service.update(loads.of(record, properties, service["probe"]["ok"]))
