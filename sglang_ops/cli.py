@@ -41,6 +41,7 @@ VERBS = {
     "verify": Verb("verify", "Ask every service the questions of the gate.", LOOK),
     "status": Verb("status", "Show what runs on the hosts.", LOOK),
     "logs": Verb("logs", "Print the logs of the services of all hosts.", LOOK),
+    "lock": Verb("lock", "See who is at work on the hosts, and release a lock.", LOOK),
     "history": Verb("history", "List the runs of this machine, or the releases of its hosts.", LOOK),
     "evaluate": Verb("evaluate", "Measure the quality of a deployed model where it runs.", MEASURE),
     "doctor": Verb("doctor", "Say whether each host is fit to serve: every problem at once, with its remedy.", PREPARE),

@@ -100,7 +100,8 @@ class ActionModule(ActionBase):
             return self._refused(made["errors"])
         made["rollout"] = run.of_host(wanted, made["services"], settings)
         made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings)]
-        return {"changed": False, "sglang_ops": {"kind": "plan", "plan": made}}
+        generation = answer["facts"]["generation"]
+        return {"changed": False, "generation": generation, "sglang_ops": {"kind": "plan", "plan": made}}
 
     def _image(self, ref: str, settings: Settings, pinned: str | None) -> tuple[ResolvedImage | None, str | None]:
         if pinned:  # a roll-out that goes on keeps its digest, wherever the tag is by now

@@ -10,6 +10,7 @@ from ansible.module_utils import sglang_host_files as files
 from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils import sglang_host_loads as loads
+from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils import sglang_host_rollout as rollouts
@@ -123,12 +124,14 @@ def loaded_images(asked, data_root):
 
 def gather(asked):
     """`sglang_ops.planning.facts.HostFacts`, less the host's name, for the parameters of the module."""
+    generation = lock.generation()  # first: what others change while this one looks counts as changed
     found, error = gpus()
     engine = engines.facts(asked["engine"], asked["insecure_registries"], asked["wants_cdi"])
     known = store.runtime_environment() if asked["runtime"] else {}
     tokens = asked["tokens"] or [""] * len(asked["models"])
     from_files = loaded_images(asked, engine["data_root"]) if asked.get("unresolved") and engine["version"] else {}
     return {
+        "generation": generation,
         "gpus": found,
         "gpu_error": error,
         "topology": topology() if asked.get("topology") and len(found) > 2 else "",

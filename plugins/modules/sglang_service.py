@@ -67,6 +67,7 @@ import os
 
 from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_jit as jit
+from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
@@ -253,15 +254,16 @@ def main():
         supports_check_mode=True,
     )
     host, given, state = Host(module), module.params["services"], module.params["state"]
-    if state == "present":
-        done = present(host, given, module.params["secrets"], module.params["runtime"])
-    elif state == "rolled_back":
-        done = rolled_back(host, given)
-    else:
-        wanted = module.params["names"]
-        names = [name for name in store.names() if not wanted or name in wanted]
-        act = {"restarted": restarted, "stopped": stopped}.get(state)
-        done = act(host, names) if act else absent(host, names, module.params["purge"])
+    with lock.working(unless=module.check_mode):
+        if state == "present":
+            done = present(host, given, module.params["secrets"], module.params["runtime"])
+        elif state == "rolled_back":
+            done = rolled_back(host, given)
+        else:
+            wanted = module.params["names"]
+            names = [name for name in store.names() if not wanted or name in wanted]
+            act = {"restarted": restarted, "stopped": stopped}.get(state)
+            done = act(host, names) if act else absent(host, names, module.params["purge"])
     module.exit_json(changed=host.changed, diff=host.diffs, sglang_ops={"kind": "service", "services": done})
 
 

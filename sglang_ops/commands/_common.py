@@ -45,6 +45,7 @@ class Target:
     verbosity: int = 0
     extra: _overrides.ExtraVars = field(default_factory=_overrides.ExtraVars)
     become_password: str | None = None
+    lock_wait: int = 0  # seconds
 
     @classmethod
     def of(
@@ -56,12 +57,13 @@ class Target:
         verbose: int = 0,
         extra_vars: Sequence[str] | None = None,
         ask_become_pass: bool = False,
+        lock_wait: int = 0,
     ) -> Target:
         """Check what the user gave before anything is started. Raises UsageError."""
         inventory_check.check(inventory)
         extra = _overrides.parse(extra_vars or ())
         password = getpass.getpass("sudo password of the hosts: ") if ask_become_pass else None
-        return cls(tuple(inventory), limit, forks, verbose, extra, password)
+        return cls(tuple(inventory), limit, forks, verbose, extra, password, lock_wait)
 
     def command(self, verb: str, *words: str) -> str:
         """A command on the same hosts, for the user to type next."""
@@ -128,6 +130,7 @@ def play(
             check=check,
             diff=diff,
             extravars={
+                **({"sglang_server_lock_wait": target.lock_wait} if target.lock_wait else {}),
                 **target.extra.variables,
                 **{key: value for key, value in variables.items() if value is not None},
             },

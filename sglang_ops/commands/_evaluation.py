@@ -194,7 +194,8 @@ class Session:
         read = [results.read(folder) for folder in folders]
         tasks = [task.result for one in read for task in one.tasks]
         states = {str(one["state"]) for one in found.values()}
-        if code is ExitCode.DONE and (states & {"failed", "stalled"} or any(not one.info.complete for one in read)):
+        whole = all(one.info.complete for one in read) and not states & {"failed", "stalled", "refused"}
+        if code is ExitCode.DONE and not whole:
             code = ExitCode.ERROR
         data = {
             "ok": code is ExitCode.DONE,

@@ -124,6 +124,15 @@ ServiceName = Annotated[
     typer.Option("--service", "-s", metavar="NAME", help="Service to act on, as 'status' names it."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+LockWait = Annotated[
+    int,
+    typer.Option(
+        "--lock-wait",
+        metavar="SECONDS",
+        min=0,
+        help="Wait so long for somebody else who is at work on these hosts; 0 ends with 5 at once.",
+    ),
+]
 DetailedExitcode = Annotated[
     bool, typer.Option("--detailed-exitcode", help="With --check: end with 2 when there is something to do.")
 ]

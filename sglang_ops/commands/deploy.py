@@ -23,6 +23,7 @@ def deploy(
     config: _options.Configs = None,
     yes: _options.Yes = False,
     detailed_exitcode: _options.DetailedExitcode = False,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     canary: _options.Canary = None,
@@ -65,7 +66,13 @@ def deploy(
         }
     )
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     json = output is Output.JSON
     with (

@@ -26,6 +26,7 @@ def rollback(
     batch: Batch = "25%",
     limit: _options.Limit = None,
     forks: _options.Forks = None,
+    lock_wait: _options.LockWait = 0,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
@@ -38,7 +39,9 @@ def rollback(
     image; only then does anything stop. There is no canary and no soak: the
     hosts go back a batch at a time.
     """
-    target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
+    target = _common.Target.of(
+        inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass, lock_wait=lock_wait
+    )
     size = rollout_run.checked({"batch": batch})["batch"]
     again = _common.again(context)
     return go_back("rollback", target, again, {"sglang_server_release": release or ""}, service, size, output)

@@ -104,6 +104,7 @@ def resume(
     config: _options.Configs = None,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
+    lock_wait: _options.LockWait = 0,
     extra_vars: _options.ExtraVars = None,
     override: _options.Overrides = None,
     strict: _options.Strict = False,
@@ -117,7 +118,13 @@ def resume(
     one that the roll-out began with, wherever its tag is by now.
     """
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     json = output is Output.JSON
     with (
@@ -159,12 +166,15 @@ def undo(
     batch: str = typer.Option("25%", metavar="N", help="Hosts at a time: a number, or 25%."),
     limit: _options.Limit = None,
     forks: _options.Forks = None,
+    lock_wait: _options.LockWait = 0,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
 ) -> int:
     """Bring back the hosts that an unfinished roll-out has changed; the others stay as they are."""
-    target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
+    target = _common.Target.of(
+        inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass, lock_wait=lock_wait
+    )
     with _common.run_folder("rollout_status", target) as folder:
         ids = [item.id for item in _unfinished(target, folder)]
         _common.keep(folder, {"ok": True, "exit_code": 0}, hosts=0, seconds=0.0)

@@ -129,7 +129,7 @@ def test_scores_are_those_of_the_harness_run_by_hand(lab: Lab) -> None:
         "--gen_kwargs max_gen_toks=512 && cat /hand/out/*/*.json"
     )
     said = lab.ssh(command, timeout=280)
-    by_hand = json.loads(said[said.index('{\n  "results"') :])["results"]
+    by_hand = json.JSONDecoder().raw_decode(said, said.index('{\n  "results"'))[0]["results"]
     ours = lab.folder / "results" / "home"
     for task, theirs in (("ifeval", "ifeval"), ("gpqa_diamond", "gpqa_diamond_cot_zeroshot")):
         metrics = json.loads((ours / task / "results.json").read_text())["metrics"]

@@ -100,7 +100,8 @@ class Life:
                 try:
                     return child.wait(_EVERY_SECONDS)
                 except subprocess.TimeoutExpired:
-                    self._tell("running" if (self.directory / "checked.json").exists() else "checking")
+                    checked = _read(self.directory / "checked.json")
+                    self._tell("running" if checked and not checked["problems"] else "checking")
             os.killpg(child.pid, signal.SIGKILL)
             return child.wait()
 

@@ -51,7 +51,7 @@ def test_every_parameter_reaches_the_harness_and_a_tasks_own_wins(tmp_path: Path
         "temperature": 0.5,
         "top_p": 0.9,
     }
-    extra = {"n_samples": 4, "num_fewshot": 2, "seed": 9, "system_instruction": "Short.", "gen_kwargs": {"min_p": 0.1}}
+    extra = {"n_samples": 4, "num_fewshot": 2, "seed": 9, "system_instruction": "Brief.", "gen_kwargs": {"min_p": 0.1}}
     own = {"max_new_tokens": 99, "temperature": 0.7, "extra": extra}
     made = work(
         tmp_path,
@@ -80,7 +80,7 @@ def test_every_parameter_reaches_the_harness_and_a_tasks_own_wins(tmp_path: Path
         "seed",
         "system_instruction",
     )
-    assert [task[key] for key in picked] == [5, 3, 7, 1, 4, 2, 9, "Short."]
+    assert [task[key] for key in picked] == [5, 3, 7, 1, 4, 2, 9, "Brief."]
     assert (task["pre_cmd"], task["post_cmd"], task["usual"]) == (["a", "b"], ["c"], False)
     assert work(tmp_path, {"tasks": [{"name": "ifeval"}]}, limit=3).job["tasks"][0]["limit"] == 3
 
