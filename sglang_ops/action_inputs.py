@@ -16,7 +16,7 @@ from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.questions import repository
-from sglang_ops.spec import Deployment, DeploymentFile, check_names, divided, load, load_mapping
+from sglang_ops.spec import Deployment, DeploymentFile, Gateway, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
@@ -53,9 +53,14 @@ def files_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[DeploymentFile
 
 def meant_for(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> tuple[Deployment, ...]:
     """The deployments of `files` for this host. Raises SpecErrors, PreflightError."""
+    return tuple(item for item in written(files) if _meant_for(item, task_vars))
+
+
+def written(files: Sequence[DeploymentFile]) -> tuple[Deployment, ...]:
+    """Every deployment of `files`, whatever hosts it is meant for. Raises SpecErrors."""
     found = [deployment for file in files for deployment in file.services]
     check_names(found)
-    return tuple(deployment for deployment in found if _meant_for(deployment, task_vars))
+    return tuple(found)
 
 
 def evaluated_file(task_vars: Mapping[str, Any], templar: Any, deployment: Deployment) -> DeploymentFile:
@@ -79,8 +84,17 @@ def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[st
 
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
     """Whether the pattern `hosts` of the deployment, read as Ansible reads patterns, names this host."""
-    if deployment.hosts == "all":
-        return True
+    names = matching(deployment.hosts, task_vars)
+    if not names:
+        fix = "Write a pattern of hosts or groups that the inventory has."
+        raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
+    return str(task_vars["inventory_hostname"]) in names
+
+
+def matching(pattern: str, task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts of the inventory that `pattern`, read as Ansible reads patterns, names."""
+    if pattern == "all":
+        return [str(host) for host in task_vars["groups"]["all"]]
     from ansible.inventory.manager import InventoryManager  # noqa: PLC0415 (only plays know Ansible)
     from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
 
@@ -89,11 +103,7 @@ def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
         inventory.add_group(group)
         for host in hosts:
             inventory.add_host(host, group=group)
-    names = {host.name for host in inventory.get_hosts(deployment.hosts)}
-    if not names:
-        fix = "Write a pattern of hosts or groups that the inventory has."
-        raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
-    return str(task_vars["inventory_hostname"]) in names
+    return [str(host.name) for host in inventory.get_hosts(pattern)]
 
 
 def plain(value: Any) -> Any:
@@ -110,7 +120,7 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def secrets_for(service: Mapping[str, Any], deployment: Deployment) -> dict[str, str]:
+def secrets_for(service: Mapping[str, Any], deployment: Deployment | Gateway) -> dict[str, str]:
     """Values of the secrets that this planned service gets, from the operator's environment."""
     known = Secrets.of(deployment, os.environ).values
     return {name: known[name] for name in service["secrets"] if name in known}
@@ -121,7 +131,7 @@ def hub_token(deployment: Deployment) -> str:
     return Secrets.of(deployment, os.environ).values.get("HF_TOKEN", "")
 
 
-def runtime_for(service: Mapping[str, Any], deployment: Deployment) -> list[dict[str, str]]:
+def runtime_for(service: Mapping[str, Any], deployment: Deployment | Gateway) -> list[dict[str, str]]:
     """Variables that the host itself knows, as {"name": in the container, "source": on the host}."""
     references = deployment.env_vars
     return [

@@ -35,6 +35,8 @@ VERBS = {
     "rollout": Verb("rollout", "See how far a roll-out is, pause it, let it go on, or take it back.", SERVE),
     "restart": Verb("restart", "Restart a service and wait until it serves again.", SERVE),
     "stop": Verb("stop", "Stop a service after the requests in flight.", SERVE),
+    "drain": Verb("drain", "Take hosts out of their gateways and wait for the requests in flight.", SERVE),
+    "undrain": Verb("undrain", "Bring drained hosts back behind their gateways.", SERVE),
     "remove": Verb("remove", "Stop a service and take its unit away.", SERVE),
     "verify": Verb("verify", "Ask every service the questions of the gate.", LOOK),
     "status": Verb("status", "Show what runs on the hosts.", LOOK),

@@ -7,6 +7,7 @@ import os
 from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils import sglang_host_files as files
+from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_lock as lock
@@ -91,6 +92,8 @@ def services(with_loads):
         service["rollout"] = rollouts.read(name)
         service["released_unit"] = store.release_unit(name, state["release"]) if state["release"] else None
         service["probe"] = {"ok": bool(layers) and all(layer["ok"] for layer in layers), "layers": layers}
+        if record.get("kind") == "gateway":
+            service.update(gateways.facts(record, word == "active", with_loads))
         if with_loads:
             service.update(loads.of(record, properties, service["probe"]["ok"]))
         found.append(service)
@@ -142,5 +145,6 @@ def gather(asked):
         "listeners": listeners(asked["ports"]),
         "disks": [disk(path) for path in [engine["data_root"]] + asked["disks"]],
         "services": services(asked["loads"]),
+        "drained": gateways.drained(),
         "runtime": {name: store.fingerprint(known[name]) if name in known else None for name in asked["runtime"]},
     }

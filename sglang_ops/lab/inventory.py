@@ -25,7 +25,7 @@ _IMAGES = {
 
 def inventory(folder: Folder, plan: Plan) -> str:
     """The text of STATE/inventory.yml: ordinary YAML for any Ansible command."""
-    content = {
+    content: dict[str, Any] = {
         "all": {
             "hosts": {host.name: {"ansible_host": host.address} for host in plan.hosts},
             "vars": {
@@ -41,6 +41,9 @@ def inventory(folder: Folder, plan: Plan) -> str:
             },
         }
     }
+    if plan.gateway_host:
+        content["servers"] = {"hosts": {host.name: {} for host in plan.servers}}
+        content["gateways"] = {"hosts": {plan.gateway_host.name: {}}}
     return _yaml(content, f"Lab {plan.shape.name}: {plan.shape}.")
 
 
@@ -56,6 +59,10 @@ def deployment(plan: Plan) -> str:
     }
     if plan.shape.server == "real":
         deployment["extra_args"] = _CPU_ARGUMENTS
+    if plan.gateway_host:
+        deployment["hosts"] = "servers"
+        image = f"{plan.registry_address}/{recipes.GATEWAY_REPOSITORY}:{recipes.GATEWAY_TAG}"
+        deployment["gateway"] = {"hosts": "gateways", "image": image}
     return _yaml({"deployment": deployment}, f"A deployment that works on lab {plan.shape.name} as it is.")
 
 

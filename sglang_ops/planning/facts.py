@@ -98,6 +98,9 @@ class Service(_Fact):
     unit: str | None = None
     state: str = "inactive"
     probe: Probe = Probe()
+    # Of a gateway: the servers that it lists (None while it does not answer), and those it has been told of.
+    workers: tuple[dict[str, Any], ...] | None = None
+    members: dict[str, str] = {}
     rollout: dict[str, Any] | None = None
 
     @property
@@ -117,6 +120,7 @@ class HostFacts(_Fact):
     """Everything planning needs to know of one host. `topology` is what `nvidia-smi topo -m` says, if it was asked.
 
     `loaded` has images by digest, by the tag under which they came from files: the tags whose registry did not answer.
+    `drained` is set while an operator has taken the host out of its gateways.
     """
 
     host: str
@@ -135,6 +139,7 @@ class HostFacts(_Fact):
     disks: tuple[Disk, ...] = ()
     services: tuple[Service, ...] = ()
     runtime: dict[str, str | None] = {}
+    drained: bool = False
 
     def service(self, name: str) -> Service | None:
         return next((service for service in self.services if service.name == name), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sglang_ops.planning import topology
@@ -39,7 +39,8 @@ class ServicePlan:
     """One service as it shall be. `content` makes the release; `gate` tells how to ask whether it serves.
 
     `link` is the worst link among the GPUs (NV18, PIX, … SYS), "" where there is none or it is not known; `jit` the
-    host's directory of compiled kernels.
+    host's directory of compiled kernels. `gateways` are those in front of a server: their host, their service, and the
+    URL by which they know the server. A gateway's `files` lie beside its unit, and `members` are the servers behind it.
     """
 
     name: str
@@ -59,11 +60,14 @@ class ServicePlan:
     directories: tuple[str, ...] = ()
     jit: str = ""
     secrets: tuple[str, ...] = ()
+    kind: Literal["server", "gateway"] = "server"
+    gateways: tuple[dict[str, str], ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    members: dict[str, list[str]] | None = None
     memory: dict[str, Any] | None = None
     why: str = ""
     deployed_unit: str | None = None
     deployed_release: str | None = None
-    gateways: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,17 @@ def engine() -> LayerRecipe:
     return LayerRecipe("engine", inputs, fill, recipes.ENGINE_IMPORTS)
 
 
+def gateway() -> LayerRecipe:
+    """SGLang's router with all it needs."""
+    pins = recipes.gateway_pins()
+
+    def fill(tree: Path, log: Log) -> None:
+        log(f"gateway: {len(pins)} packages, 35 MB to download")
+        _install(pins, tree, without=recipes.GATEWAY_WITHOUT)
+
+    return LayerRecipe("gateway", [pins, recipes.GATEWAY_WITHOUT], fill, "import sglang_router.launch_router")
+
+
 def _fill_base(tree: Path, log: Log) -> None:
     debian.bootstrap(recipes.SUITE, recipes.BASE_PACKAGES, tree, log=log)
     for pattern in recipes.BASE_WITHOUT:
