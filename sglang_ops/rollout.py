@@ -112,9 +112,22 @@ def paused_by(variables: Mapping[str, Any]) -> bool:
     return any((result.get("sglang_ops") or {}).get("paused") for result in told)
 
 
-def is_first(names: Sequence[str], batch: Sequence[str], hostvars: Hostvars) -> bool:
-    """Whether `batch` is the first of the hosts `names` to change."""
-    return not any(hostvars[name].get(TURN) for name in set(names) - set(batch))
+def turns_before(names: Sequence[str], batch: Sequence[str], hostvars: Hostvars) -> int:
+    """How many of the hosts `names` have had their turn before those of `batch`; 0 is the first batch."""
+    return sum(bool(hostvars[name].get(TURN)) for name in set(names) - set(batch))
+
+
+def returning(services: Sequence[Mapping[str, Any]], passed: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The services of a host that failed which go back: those that it changed, or whose release never was stable.
+
+    A neighbour that `passed` its own gate keeps its new release.
+    """
+    return [item for item in services if item["name"] not in passed and _goes_back(item)]
+
+
+def _goes_back(item: Mapping[str, Any]) -> bool:
+    unproven = item["action"] == "check" and item.get("deployed_stable") != item["release"]
+    return item["action"] in ("start", "restart") or unproven
 
 
 def rollout_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:

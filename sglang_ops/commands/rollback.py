@@ -24,6 +24,7 @@ def rollback(
     release: Release = None,
     service: _options.ServiceName = None,
     batch: Batch = "25%",
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     lock_wait: _options.LockWait = 0,

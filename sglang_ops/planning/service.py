@@ -68,6 +68,7 @@ class ServicePlan:
     why: str = ""
     deployed_unit: str | None = None
     deployed_release: str | None = None
+    deployed_stable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, 
         return "start", False
     if deployed.release != release or deployed.unit != unit:
         return "restart", False
-    return ("none", True) if deployed.probe.ok else ("check", False)
+    proven = deployed.stable == release  # else a run ended between its start and the end of its soak
+    return ("none" if proven and deployed.probe.ok else "check"), deployed.probe.ok
 
 
 def _outage(action: Action, settings: Settings, deployed: Service | None) -> str:

@@ -20,10 +20,10 @@ OURS = [name for name in cli.VERBS if name != "lab"]  # the lab keeps its own
 LOCK = ["lock status", "lock release"]
 MODELS = ["models pull", "models ls", "models verify", "models prune", "models export", "models import"]
 IMAGES = ["images save", "images load"]
+ROLLOUT = ["rollout status", "rollout pause", "rollout resume", "rollout undo"]
 _EVALUATE = ("tasks", "status", "ls", "logs", "wait", "fetch", "resume", "cancel", "rm")
 _JUDGE = ("report", "compare", "gate", "export")
 EVALUATE = [f"evaluate {verb}" for verb in (*_EVALUATE, *_JUDGE)]
-ROLLOUT = ["rollout status", "rollout pause", "rollout resume", "rollout undo"]
 
 
 @pytest.fixture(autouse=True)
