@@ -17,9 +17,10 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops import catalog
-from sglang_ops.action_inputs import deployments_of, hub_token, plain, resolve_once, tagged
+from sglang_ops.action_inputs import deployments_of, group_for, hub_token, plain, resolve_once, tagged
 from sglang_ops.errors import OpsError
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
+from sglang_ops.planning.nodes import placed
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
 
@@ -47,16 +48,18 @@ class ActionModule(ActionBase):
 
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         deployments = deployments_of(task_vars, self._templar)
+        groups = {item.service_name: group_for(item, task_vars) for item in deployments}
         settings = Settings.model_validate(plain(self._task.args))
         resolved = {image: self._image(image, settings) for image in {item.image for item in deployments}}
         asked = questions(deployments, settings, [image for image, _ in resolved.values() if image])
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
+        host = str(task_vars["inventory_hostname"])
+        asked["toward"] = next((group.other(host) for group in groups.values() if group), "")
         answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
         if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
             return dict(answer)
         local = task_vars.get("ansible_connection") == "local"
-        host = str(task_vars["inventory_hostname"])
         address = "127.0.0.1" if local else str(task_vars.get("ansible_host") or host)
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
         wanted, errors, warnings = [], [], []
@@ -69,7 +72,9 @@ class ActionModule(ActionBase):
                 text = f"{warning} Using the digest {how} last." if image else f"{warning} {WITHOUT_REGISTRY}"
                 (warnings if image else errors).append(text)
             if image:
-                wanted.append(Wanted(item, image, Secrets.of(item, os.environ)))
+                group = groups[item.service_name]
+                here = placed(item, group, facts) if group else item
+                wanted.append(Wanted(here, image, Secrets.of(item, os.environ)))
         if errors:
             return self._refused([{"check": "image", "message": text} for text in dict.fromkeys(errors)])
         made = plan(wanted, facts, settings).as_dict()

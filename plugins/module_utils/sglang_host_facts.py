@@ -12,6 +12,7 @@ from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_routes as routes
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import NOT_FOUND, free_bytes, run
@@ -139,5 +140,7 @@ def gather(asked):
         "listeners": listeners(asked["ports"]),
         "disks": [disk(path) for path in [engine["data_root"]] + asked["disks"]],
         "services": services(asked["loads"]),
+        "interface": routes.interface_to(asked.get("toward")),
+        "infiniband": routes.infiniband(),
         "runtime": {name: store.fingerprint(known[name]) if name in known else None for name in asked["runtime"]},
     }

@@ -32,11 +32,12 @@ def layer(name, ok, detail):
 def ask(gate, properties, quick=False):
     """Layers asked of a service described by its `gate` record; `properties` are systemd's of its unit."""
     asked = []
-    for name, question in QUESTIONS:
+    # Of several hosts that serve one model together the first alone can answer, and does only with all the others.
+    for name, question in QUESTIONS[:1] if gate.get("rank") else QUESTIONS:
         asked.append(answered(name, question, gate, properties, quick))
         if not asked[-1]["ok"]:
             return asked
-    if gate.get("tokens_needed"):
+    if gate.get("tokens_needed") and not gate.get("rank"):
         asked.append(answered("capacity", _capacity, gate))
     return asked
 

@@ -112,7 +112,8 @@ class Service(_Fact):
 class HostFacts(_Fact):
     """Everything planning needs to know of one host. `topology` is what `nvidia-smi topo -m` says, if it was asked.
 
-    `loaded` has images by digest, by the tag under which they came from files: the tags whose registry did not answer.
+    `interface` leads to the other hosts of its group, where a deployment spreads over several. `loaded` has images
+    by digest, by the tag under which they came from files: the tags whose registry did not answer.
     """
 
     host: str
@@ -131,6 +132,8 @@ class HostFacts(_Fact):
     disks: tuple[Disk, ...] = ()
     services: tuple[Service, ...] = ()
     runtime: dict[str, str | None] = {}
+    interface: str = ""
+    infiniband: bool = False
 
     def service(self, name: str) -> Service | None:
         return next((service for service in self.services if service.name == name), None)

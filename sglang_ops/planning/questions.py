@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sglang_ops.catalog import releases
+from sglang_ops.planning import nodes
 from sglang_ops.planning.command import arguments, hub_cache, option
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.spec import Deployment
@@ -27,12 +28,16 @@ def questions(
         "arguments_of": _unique(image.digest_ref for image in images if image.release not in releases()),
         "models": [_model(deployment, settings) for deployment in with_repository(deployments)],
         "checkpoints": _unique(checkpoints),
-        "ports": _unique(deployment.port for deployment in deployments),
+        "ports": _unique(port for deployment in deployments for port in _ports(deployment)),
         "disks": _unique(hubs),
         "runtime": _unique(
             value.value for variables in environments for value in variables.values() if value.kind == "runtime"
         ),
     }
+
+
+def _ports(deployment: Deployment) -> list[int]:
+    return [deployment.port, *([nodes.meeting_port(deployment)] if deployment.nodes > 1 else [])]
 
 
 def with_repository(deployments: Sequence[Deployment]) -> list[Deployment]:

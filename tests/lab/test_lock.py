@@ -99,7 +99,7 @@ def holding(lab: Lab, name: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         go(lab)
         if process.poll() is None:
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
 
 
 def clear(lab: Lab) -> None:
@@ -171,11 +171,11 @@ def race(lab: Lab, number: int) -> None:
     for name in ("ana", "bob"):
         pair[name] = hold(lab, f"{name}{number}")
         time.sleep(pause if name == "ana" else 0)
-    until(lambda: any(process.poll() is not None for process in pair.values()), 60, "one of two is refused")
+    until(lambda: any(process.poll() is not None for process in pair.values()), 120, "one of two is refused")
     time.sleep(0.2)
     ended = {name: process.poll() for name, process in pair.items()}
     go(lab)
-    said = {name: process.communicate(timeout=60)[0] for name, process in pair.items()}
+    said = {name: process.communicate(timeout=120)[0] for name, process in pair.items()}
     codes = {name: process.returncode for name, process in pair.items()}
     assert sorted(codes.values()) == [0, 2], said
     assert sorted(code is None for code in ended.values()) == [False, True], "both have ended before the go"
