@@ -27,7 +27,6 @@ def rollback(
     lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
-    lock_wait: _options.LockWait = 0,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
