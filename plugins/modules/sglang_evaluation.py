@@ -138,6 +138,7 @@ class Host:
                 "%s does not set %s. Add a line %s=…" % (store.RUNTIME_ENV, missing[0], missing[0])
             )
         given["environment"] = dict(given["environment"], **{name: known[wanted[name]] for name in wanted})
+        evaluation.forget(self.run)  # of a start that was interrupted
         os.makedirs(base, mode=0o700)
         for name, content in self.params["files"].items():
             path = os.path.join(base, name)
