@@ -10,6 +10,10 @@ import typer
 
 from sglang_ops.commands import _common, _deployment, _evaluation, _evaluation_view, _options
 from sglang_ops.commands._options import Output
+from sglang_ops.commands.evaluate_compare import compare
+from sglang_ops.commands.evaluate_export import export
+from sglang_ops.commands.evaluate_gate import gate
+from sglang_ops.commands.evaluate_report import report
 from sglang_ops.errors import ExitCode, UsageError
 
 app = typer.Typer(
@@ -210,3 +214,7 @@ def logs(
     return of_services(
         context, inventory, service=unit, follow=follow, lines=lines, limit=limit, verbose=verbose, output=output
     )
+
+
+for verb in (report, compare, gate, export):
+    app.command()(verb)

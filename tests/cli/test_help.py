@@ -20,8 +20,11 @@ OURS = [name for name in cli.VERBS if name != "lab"]  # the lab keeps its own
 MODELS = ["models pull", "models ls", "models verify", "models prune", "models export", "models import"]
 IMAGES = ["images save", "images load"]
 EVALUATE = [
-    f"evaluate {verb}" for verb in ("tasks", "status", "ls", "logs", "wait", "fetch", "resume", "cancel", "rm")
-]
+    f"evaluate {verb}"
+    for verb in (
+        "tasks", "status", "ls", "logs", "wait", "fetch", "resume", "cancel", "rm", "report", "compare", "gate", "export",
+    )
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
