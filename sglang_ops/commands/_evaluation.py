@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from sglang_ops import inventory_check, spec
-from sglang_ops.commands import _common, _deployment, _views
+from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
 from sglang_ops.errors import ExitCode, UsageError
 from sglang_ops.evaluation import results, run_results
@@ -220,7 +220,7 @@ class Session:
             for host, text in played.state.diffs:
                 _common.stdout().print(f"--- {host}\n{text}", markup=False, soft_wrap=True)
             if tasks:
-                view.show_results(tasks)
+                _common.stdout().print(_evaluate_runs.scores(tasks))
             else:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sglang_ops.lab import harness, ssh
+from sglang_ops.lab import harness, questions, ssh
 from sglang_ops.lab.images import recipes
 from sglang_ops.lab.model import OPEN_MODEL
 from sglang_ops.lab.settings import USER, Folder, Plan
@@ -56,7 +56,8 @@ def deployment(plan: Plan) -> str:
     }
     if plan.shape.server == "real":
         deployment["extra_args"] = _CPU_ARGUMENTS
-    return _yaml({"deployment": deployment}, f"A deployment that works on lab {plan.shape.name} as it is.")
+    content = {"deployment": deployment, "evaluation": questions.section()}
+    return _yaml(content, f"A deployment that works on lab {plan.shape.name} as it is.")
 
 
 def _yaml(content: dict[str, Any], title: str) -> str:

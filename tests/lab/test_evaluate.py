@@ -129,6 +129,7 @@ def test_scores_are_those_of_the_harness_run_by_hand(lab: Lab) -> None:
         "--gen_kwargs max_gen_toks=512 && cat /hand/out/*/*.json"
     )
     said = lab.ssh(command, timeout=280)
+    assert '{\n  "results"' in said, said[-3000:]
     by_hand = json.JSONDecoder().raw_decode(said, said.index('{\n  "results"'))[0]["results"]
     ours = lab.folder / "results" / "home"
     for task, theirs in (("ifeval", "ifeval"), ("gpqa_diamond", "gpqa_diamond_cot_zeroshot")):
@@ -234,6 +235,7 @@ def test_runs_are_listed_cancelled_resumed_and_removed(lab: Lab) -> None:
     assert begun["ok"]
     assert begun["tasks"] == []
     only = ["-l", lab.hosts[0]]
+    words += ["--output-dir", str(lab.folder / "results")]
     assert evaluate(lab, "verbs", *only, verb="cancel")["states"] == {lab.hosts[0]: "cancelled"}
     listed = json.loads(ops("evaluate", "ls", "-i", str(lab.inventory), *only, "--output", "json", env=lab.env).stdout)
     assert {one["run"]: one["state"] for one in listed["runs"]}["verbs"] == "cancelled"
