@@ -145,7 +145,7 @@ def test_what_is_wrong_is_told_before_anything_is_asked(lab: Lab) -> None:
     before = asked(lab)
     missing = lab.folder / "missing.yaml"
     content = yaml.safe_load((lab.folder / "deployment.yaml").read_text())
-    content["execution"].pop("mounts")
+    content["execution"] = {"output_dir": str(lab.folder / "results")}
     content["evaluation"]["env_vars"] = {"HF_HUB_OFFLINE": "1"}
     content["evaluation"]["tasks"] = [{"name": "ifeval", "dataset_dir": "ifeval_data"}, {"name": "gpqa_diamond"}]
     missing.write_text(yaml.safe_dump(content))
@@ -235,7 +235,6 @@ def test_runs_are_listed_cancelled_resumed_and_removed(lab: Lab) -> None:
     assert begun["ok"]
     assert begun["tasks"] == []
     only = ["-l", lab.hosts[0]]
-    words += ["--output-dir", str(lab.folder / "results")]
     assert evaluate(lab, "verbs", *only, verb="cancel")["states"] == {lab.hosts[0]: "cancelled"}
     listed = json.loads(ops("evaluate", "ls", "-i", str(lab.inventory), *only, "--output", "json", env=lab.env).stdout)
     assert {one["run"]: one["state"] for one in listed["runs"]}["verbs"] == "cancelled"
