@@ -184,7 +184,11 @@ class Session:
                         run_results.assemble(self.place.directory / name, name, [part], {})
                 else:
                     run_results.assemble(self.place.folder, run, parts, lost)
-        return self._end(played, found, run, played.exit_code)
+        code = played.exit_code
+        states = {str(one["state"]) for one in found.values()}
+        if code is ExitCode.DONE and do == "waited" and states != {"done"}:
+            code = ExitCode.ERROR
+        return self._end(played, found, run, code)
 
     def _left(self, run: str) -> int:
         """Ctrl-C: nothing is said of the hosts that is not known."""
@@ -201,9 +205,11 @@ class Session:
         read = [results.read(folder) for folder in folders]
         tasks = [task.result for one in read for task in one.tasks]
         states = {str(one["state"]) for one in found.values()}
-        incomplete = any(not one.info.complete for one in read)
+        incomplete = any(not one.info.complete for one in read) and not states & {"running", "starting", "checking"}
         if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "refused"}):
             code = ExitCode.ERROR
+        if code is ExitCode.UNREACHABLE and tasks and not incomplete:
+            code = ExitCode.DONE  # others have asked what a lost host had not
         data = {
             "ok": code is ExitCode.DONE,
             "exit_code": int(code),

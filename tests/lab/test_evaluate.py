@@ -219,7 +219,7 @@ def test_a_lost_hosts_items_are_taken_over(lab: Lab) -> None:
         whole = json.loads((lab.folder / "results" / "lost" / "ifeval" / "results.json").read_text())
         assert not whole["complete"]
         assert lab.hosts[1] in whole["incomplete_because"]
-        evaluate(lab, "lost", verb="resume")
+        assert evaluate(lab, "lost", verb="resume")["ok"], "nothing is missing any more"
         whole = json.loads((lab.folder / "results" / "lost" / "ifeval" / "results.json").read_text())
         assert whole["complete"]
         assert whole["score"] == EXPECTED["ifeval"]
