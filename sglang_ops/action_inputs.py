@@ -68,9 +68,13 @@ def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[st
 
 
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
-    """Whether the pattern `hosts` of the deployment, read as Ansible reads patterns, names this host."""
-    if deployment.hosts == "all":
-        return True
+    """Whether the pattern `hosts` of the deployment names this host."""
+    return deployment.hosts == "all" or str(task_vars["inventory_hostname"]) in hosts_of(deployment, task_vars)
+
+
+def hosts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> set[str]:
+    """The hosts that the pattern `hosts` of the deployment, read as Ansible reads patterns, names. Raises
+    PreflightError where there are none."""
     from ansible.inventory.manager import InventoryManager  # noqa: PLC0415 (only plays know Ansible)
     from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
 
@@ -79,11 +83,11 @@ def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
         inventory.add_group(group)
         for host in hosts:
             inventory.add_host(host, group=group)
-    names = {host.name for host in inventory.get_hosts(deployment.hosts)}
+    names = {str(host.name) for host in inventory.get_hosts(deployment.hosts)}
     if not names:
         fix = "Write a pattern of hosts or groups that the inventory has."
         raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
-    return str(task_vars["inventory_hostname"]) in names
+    return names
 
 
 def plain(value: Any) -> Any:
