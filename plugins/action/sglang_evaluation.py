@@ -64,7 +64,8 @@ class ActionModule(SendingAction):
         if pulled.get("failed") or pulled.get("unreachable"):
             return pulled
         file = evaluated_file(variables, self._templar, deployment)
-        job = dict(work["job"], host=host, image=image.digest_ref, tasks=self._shared(work["job"], deployment, variables))
+        tasks = self._shared(work["job"], deployment, variables)
+        job = dict(work["job"], host=host, image=image.digest_ref, tasks=tasks)
         container = harness.Container(
             run=work["run"], service=deployment.service_name, image=image.digest_ref, engine=engine,
             hf_home=given["hf_home"], mounts=[Mount(*mount) for mount in work["mounts"]],

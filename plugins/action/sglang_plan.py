@@ -17,11 +17,12 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops import catalog
-from sglang_ops.action_inputs import deployments_of, hub_token, plain, resolve_once, tagged
+from sglang_ops.action_inputs import ROLLOUT_VARIABLE, files_of, hub_token, meant_for, plain, resolve_once, tagged
 from sglang_ops.errors import OpsError
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
+from sglang_ops.rollout_run import RunRollout
 
 # Ansible loads this before it forks a worker for each host: they need not look through, and so copy, what is loaded.
 gc.freeze()
@@ -46,9 +47,14 @@ class ActionModule(ActionBase):
             return result | self._refused([{"check": "deployment", "message": message}])
 
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
-        deployments = deployments_of(task_vars, self._templar)
-        settings = Settings.model_validate(plain(self._task.args))
-        resolved = {image: self._image(image, settings) for image in {item.image for item in deployments}}
+        files = files_of(task_vars, self._templar)
+        deployments = meant_for(files, task_vars)
+        given = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
+        run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | given)
+        run.check_size(len(task_vars.get("ansible_play_hosts_all") or ()))
+        settings = Settings.model_validate(plain(self._task.args) | run.timeouts)
+        images = {item.image for item in deployments}
+        resolved = {image: self._image(image, settings, run.digests.get(image)) for image in images}
         asked = questions(deployments, settings, [image for image, _ in resolved.values() if image])
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
@@ -72,13 +78,20 @@ class ActionModule(ActionBase):
                 wanted.append(Wanted(item, image, Secrets.of(item, os.environ)))
         if errors:
             return self._refused([{"check": "image", "message": text} for text in dict.fromkeys(errors)])
+        changed = run.changed(deployments, facts)
+        if changed:
+            return self._refused([{"check": "rollout", "message": text} for text in changed])
         made = plan(wanted, facts, settings).as_dict()
         if made["errors"]:
             return self._refused(made["errors"])
+        made["rollout"] = run.of_host(wanted, made["services"], settings)
         made["warnings"] = [*made["warnings"], *dict.fromkeys(warnings)]
-        return {"changed": False, "sglang_ops": {"kind": "plan", "plan": made}}
+        generation = answer["facts"]["generation"]
+        return {"changed": False, "generation": generation, "sglang_ops": {"kind": "plan", "plan": made}}
 
-    def _image(self, ref: str, settings: Settings) -> tuple[ResolvedImage | None, str | None]:
+    def _image(self, ref: str, settings: Settings, pinned: str | None) -> tuple[ResolvedImage | None, str | None]:
+        if pinned:  # a roll-out that goes on keeps its digest, wherever the tag is by now
+            return ResolvedImage(ref, pinned, release=catalog.release_of(ref) or ""), None
         try:
             return resolve_once(ref, settings, Path(C.DEFAULT_LOCAL_TMP)), None
         except RegistryUnreachable as error:
