@@ -90,12 +90,16 @@ def line(told):
     return ", ".join(shown + (["%d failed" % failed] if failed else []))
 
 
-def services(deployment):
-    """Release records of the deployment's services here: one, or its replicas."""
-    pattern = re.compile(r"%s(-\d+)?\Z" % re.escape(deployment))
-    names = [name for name in store.names() if pattern.match(name)]
+def services(deployment, served):
+    """Release records of the deployment's services here: the one of its name, else its replicas.
+
+    Replicas serve the same model name, `served`; a deployment that merely ends in a number does not.
+    """
+    replica = re.compile(r"%s-\d+\Z" % re.escape(deployment))
+    known = store.names()
+    names = [deployment] if deployment in known else [name for name in known if replica.match(name)]
     records = [store.read_record(name, store.read_state(name)["release"]) for name in names]
-    return [record for record in records if record.get("gate")]
+    return [one for one in records if one.get("gate") and one["gate"]["served_model_name"] == served]
 
 
 def serving(records, api_key):
@@ -168,7 +172,7 @@ def fit(tasks, running, context, endpoints):
 
 def prepared(job, api_key):
     """The job with what only the host knows, and warnings. Raises Refused."""
-    records = services(job["deployment"])
+    records = services(job["deployment"], job["model"])
     if not records:
         raise Refused("%s is not deployed here: deploy it first, or --limit the hosts." % job["deployment"])
     free = free_bytes(ROOT)

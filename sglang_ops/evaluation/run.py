@@ -99,6 +99,7 @@ def work(
     job = {
         "run": run,
         "deployment": deployment.service_name,
+        "model": deployment.served_model_name,
         "tasks": items,
         "repeat_on_hosts": repeat_on_hosts,
         "offline": all(task.dataset_dir for task in wanted),
