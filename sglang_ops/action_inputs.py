@@ -88,17 +88,17 @@ def group_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> Group | N
     if deployment.nodes == 1:
         return None
     host, playing = str(task_vars["inventory_hostname"]), list(map(str, task_vars["ansible_play_hosts_all"]))
-    hosts = group_of(deployment, host, _members(deployment, task_vars), playing)
+    hosts = group_of(deployment, host, hosts_of(deployment, task_vars), playing)
     others = task_vars["hostvars"]
     return Group({name: str(others[name].get("ansible_host") or name) for name in hosts})
 
 
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
     """Whether the pattern `hosts` of the deployment, read as Ansible reads patterns, names this host."""
-    return str(task_vars["inventory_hostname"]) in _members(deployment, task_vars)
+    return str(task_vars["inventory_hostname"]) in hosts_of(deployment, task_vars)
 
 
-def _members(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
+def hosts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
     """The hosts that the pattern `hosts` of the deployment names. Raises PreflightError where there is none."""
     names = matching(deployment.hosts, task_vars)
     if not names:
