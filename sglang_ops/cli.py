@@ -39,6 +39,7 @@ VERBS = {
     "logs": Verb("logs", "Print the logs of the services of all hosts.", LOOK),
     "history": Verb("history", "List the runs of this machine.", LOOK),
     "evaluate": Verb("evaluate", "Measure the quality of deployed models where they run.", LOOK),
+    "bench": Verb("bench", "Measure the speed of deployed servers with SGLang's own benchmark.", LOOK),
     "doctor": Verb("doctor", "Say whether each host is fit to serve: every problem at once, with its remedy.", PREPARE),
     "provision": Verb(
         "provision", "Make bare GPU hosts ready to serve: driver, container engine, model cache.", PREPARE

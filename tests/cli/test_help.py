@@ -20,6 +20,7 @@ OURS = [name for name in cli.VERBS if name != "lab"]  # the lab keeps its own
 MODELS = ["models pull", "models ls", "models verify", "models prune", "models export", "models import"]
 IMAGES = ["images save", "images load"]
 EVALUATE = ["evaluate report", "evaluate compare", "evaluate gate", "evaluate export"]
+BENCH = ["bench compare"]
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> None:
 
 
 @pytest.mark.skipif(not typer.__version__.startswith(RENDERED_BY), reason=f"recorded with typer {RENDERED_BY}")
-@pytest.mark.parametrize("verb", ["", *OURS, *MODELS, *IMAGES, *EVALUATE])
+@pytest.mark.parametrize("verb", ["", *OURS, *MODELS, *IMAGES, *EVALUATE, *BENCH])
 def test_help_is_as_recorded(verb: str, shell: Shell) -> None:
     assert shell.run(*verb.split(), "--help") == 0
     said = "\n".join(line.rstrip() for line in shell.out.splitlines()).strip() + "\n"

@@ -61,7 +61,7 @@ def _registry(server: str, cache: Path) -> Path:
 
 def _layers(server: str) -> list[LayerRecipe]:
     made = [layers.base(), layers.hub_client(), layers.simulated()]
-    return [*made, layers.engine()] if server == "real" else made
+    return [*made, layers.engine(), layers.benchmark()] if server == "real" else made
 
 
 def _images(server: str, made: Mapping[str, oci.Layer]) -> list[oci.Image]:
@@ -78,7 +78,7 @@ def _images(server: str, made: Mapping[str, oci.Layer]) -> list[oci.Image]:
     engine = oci.Image(
         repository=recipes.ENGINE_REPOSITORY,
         tag=recipes.ENGINE_TAG,
-        layers=(made["base"], made["engine"]),
+        layers=(made["base"], made["engine"], made["benchmark"]),
         environment=recipes.ENVIRONMENT,
         labels=recipes.ENGINE_LABELS,
     )
