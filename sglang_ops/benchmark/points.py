@@ -79,7 +79,10 @@ def numbers(text: str, flag: str, kind: type[int] | type[float]) -> list[Any]:
         except ValueError:
             value = kind(0)
         if not 0 < value <= 100_000:
-            raise UsageError(f"{flag} {text}: '{word}' is no number from 1 to 100000.", fix=f"Write {flag} 1,4,16.")
+            what = "whole number" if kind is int else "number"
+            raise UsageError(
+                f"{flag} {text}: '{word}' is no {what} above 0, 100000 at most.", fix=f"Write {flag} 1,4,16."
+            )
         found.append(value)
     return found
 

@@ -116,6 +116,7 @@ def bench(
     target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
     parameters = {"input_len": input_len, "output_len": output_len, "seed": start, "timeout": timeout}
     json = output is Output.JSON
+    started = datetime.now(UTC).astimezone().isoformat("T", "seconds")
     with _common.run_folder("bench", target) as run:
         variables = {
             "sglang_health_bench_points": [point.as_dict() for point in wanted],
@@ -126,7 +127,7 @@ def bench(
         code = ExitCode.INTERRUPTED if played.interrupted else played.exit_code
         if check:
             return _checked(played, wanted, run, code, json=json)
-        found = _bench(run, played, wanted, parameters)
+        found = _bench(run, started, played, wanted, parameters)
         if not code and any(point.error for server in found.servers for point in server.points):
             code = ExitCode.ERROR
         where = _keep(folder / found.run, found, played) if found.servers else None
@@ -175,7 +176,9 @@ def compare(
     return ExitCode.DONE
 
 
-def _bench(run: RunFolder, played: Played, wanted: Sequence[Point], parameters: Mapping[str, Any]) -> Bench:
+def _bench(
+    run: RunFolder, started: str, played: Played, wanted: Sequence[Point], parameters: Mapping[str, Any]
+) -> Bench:
     """What the hosts measured, with what was asked of them."""
     from sglang_ops.benchmark.results import Bench, Measured, Server
 
@@ -197,7 +200,7 @@ def _bench(run: RunFolder, played: Played, wanted: Sequence[Point], parameters: 
     return Bench(
         run=run.path.name,
         who=os.environ.get("SUDO_USER") or getpass.getuser(),
-        started=datetime.now(UTC).astimezone().isoformat("T", "seconds"),
+        started=started,
         seconds=round(played.seconds, 2),
         parameters=dict(parameters),
         servers=tuple(servers),

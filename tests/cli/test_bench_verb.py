@@ -79,7 +79,7 @@ def test_a_host_that_refuses_is_named(measured: Shell) -> None:
     ("words", "message"),
     [
         ([], "Missing option '--inventory'"),
-        (["-i", "hosts.yml", "--concurrency", "0"], "--concurrency 0: '0' is no number from 1"),
+        (["-i", "hosts.yml", "--concurrency", "0"], "--concurrency 0: '0' is no whole number above 0"),
         (["-i", "hosts.yml", "--request-rate", "fast"], "--request-rate fast: 'fast' is no number"),
         (["-i", "hosts.yml", "--data", "sharegpt"], "Invalid value for '--data'"),
         (["-i", "hosts.yml", "--input-len", "0"], "Invalid value for '--input-len'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Lab
+
+from sglang_ops import processes
 
 pytestmark = [pytest.mark.lab, pytest.mark.engine, pytest.mark.slow]
 SMALL = ("--input-len", "24", "--output-len", "4", "--prompts", "4", "--timeout", "300")
@@ -71,9 +72,8 @@ def test_the_container_ends_with_the_controller(lab: Lab, tmp_path: Path) -> Non
     try:
         _until(lambda: "bench" in lab.ssh("podman ps --format '{{.Names}}'"))
     finally:
-        child.send_signal(signal.SIGKILL)
+        processes.kill(processes.tree([child.pid]))
         child.wait()
-    subprocess.run(["pkill", "-KILL", "--session", str(child.pid)], check=False)
     _until(lambda: lab.ssh(LEFT) == "")
 
 

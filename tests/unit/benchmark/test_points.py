@@ -63,7 +63,7 @@ def test_too_many_points_are_refused() -> None:
 
 @pytest.mark.parametrize("text", ["", "1,", "0", "-1", "x", "1.5", "1e9"])
 def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--concurrency .*: '.*' is no number"):
+    with pytest.raises(UsageError, match=r"--concurrency .*: '.*' is no whole number"):
         points.numbers(text, "--concurrency", int)
 
 
