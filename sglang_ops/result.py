@@ -100,7 +100,7 @@ class Deployed:
         return cls(
             hosts=hosts,
             steps=tuple(step for host in state.hosts.values() for step in _steps(host)),
-            warnings=tuple(dict.fromkeys(text for host in state.hosts.values() for text in _warnings(host))),
+            warnings=tuple(_still_true(state)),
             exit_code=ExitCode.INTERRUPTED if interrupted else code,
             run=run,
             seconds=round(seconds, 2),
@@ -265,6 +265,15 @@ def _services(host: HostState, *, check: bool) -> Iterator[Service]:
 def _steps(host: HostState) -> Iterator[PlannedStep]:
     for step in (host.result("plan").get("plan") or {}).get("steps") or []:
         yield PlannedStep(host.name, str(step["step"]), str(step.get("subject", "")), str(step.get("why", "")))
+
+
+def _still_true(state: RunState) -> Iterator[str]:
+    """Each warning once; a server that a gateway missed at first may have joined it later in the run."""
+    told = [result for host in state.hosts.values() for result in host.results.get("gateway", ())]
+    joined = {worker["url"] for result in told for worker in result["workers"] if worker["healthy"]}
+    for text in dict.fromkeys(text for host in state.hosts.values() for text in _warnings(host)):
+        if not any(f"{url} is not registered" in text for url in joined):
+            yield text
 
 
 def _warnings(host: HostState) -> Iterator[str]:

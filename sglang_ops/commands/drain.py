@@ -20,6 +20,7 @@ def drain(
     inventory: _options.Inventory,
     config: _options.Configs = None,
     timeout: Timeout = 300,
+    lock_wait: _options.LockWait = 0,
     forks: _options.Forks = None,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
@@ -30,6 +31,8 @@ def drain(
     Their servers keep running and get nothing new until undrain, whatever is
     deployed meanwhile.
     """
-    target = _common.Target.of(inventory, hosts, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
+    target = _common.Target.of(
+        inventory, hosts, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass, lock_wait=lock_wait
+    )
     variables = {"sglang_ops_drain_timeout": timeout}
     return _drain.play("drain", target, context, config=config, variables=variables, json=output is Output.JSON)

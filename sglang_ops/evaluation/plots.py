@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH = 680
+HALF = 500  # of `lines`: two stand side by side
 NARROW = 330  # of a histogram: three stand side by side
 ROW = 26  # height of one row of `intervals`
 AXIS = 34  # room for the axis below a plot
@@ -111,7 +112,7 @@ def lines(series: Sequence[Line], *, title: str, x_unit: str, y_unit: str) -> Ma
     across = _Scale(0.0, max(point.x for point in points))
     up = _Scale(0.0, max(point.y for point in points))
     legend = 18.0 * len(series) + 6 if len(series) > 1 else 0.0
-    left, right, top, height = 62.0, float(WIDTH - 16), 22 + legend, 250 + legend
+    left, right, top, height = 62.0, float(HALF - 20), 22 + legend, 230 + legend
 
     def at(value: float) -> float:
         return left + across.share(value) * (right - left)
@@ -134,7 +135,7 @@ def lines(series: Sequence[Line], *, title: str, x_unit: str, y_unit: str) -> Ma
                 Markup('<circle cx="{}" cy="{}" r="4" class="spot {}"/>').format(_n(left), 8 + number * 18, kind)
             )
             parts.append(_text(left + 12, 12 + number * 18, line.name, "start"))
-    return _svg(parts, height + AXIS, title)
+    return _svg(parts, height + AXIS, title, HALF)
 
 
 def quantile(values: Sequence[float], part: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Lab
+from conftest import Lab, ops
 
 pytestmark = pytest.mark.lab
 
@@ -130,8 +131,26 @@ def test_server_that_the_router_lost_is_registered_again(lab: Lab) -> None:
 
 
 def test_gateway_that_reboots_finds_its_servers(lab: Lab) -> None:
-    lab.ssh("systemctl kill --signal=SIGKILL sglang-tiny-llama-gateway", door(lab))
-    assert lab.run("restart", "--service", "tiny-llama-gateway", "--limit", door(lab)).returncode == 0
+    assert ops("lab", "reboot", door(lab), "--name", lab.name, "--hard").returncode == 0
+    limit = time.monotonic() + 90
+    while (gateway(lab)["workers"] is None or len(states(lab)) < 2) and time.monotonic() < limit:
+        time.sleep(1)
+    assert set(states(lab).values()) == {"healthy"}
+
+
+def test_drained_host_gets_nothing_until_it_is_undrained(lab: Lab) -> None:
+    first, url = lab.hosts[0], f"http://{addresses(lab)[0]}:8000"
+    config = str(written(lab))
+    drained = lab.json("drain", first, "--config", config)
+    assert drained["ok"], drained
+    assert states(lab)[url] == "drained"
+    assert {row["host"]: row["drained"] for row in lab.json("status")["services"]}[first]
+    changed = lab.deploy(written(lab, extra_args="--log-level warning"), *QUICK)
+    assert changed["ok"], changed
+    assert states(lab)[url] == "drained"
+    assert ask(gateway(lab)["endpoint"])[0] == 200
+    undrained = lab.json("undrain", first, "--config", config)
+    assert undrained["ok"], undrained
     assert set(states(lab).values()) == {"healthy"}
 
 
