@@ -15,6 +15,7 @@ from sglang_ops import catalog, registry
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
+from sglang_ops.planning.nodes import Group, group_of
 from sglang_ops.planning.questions import repository
 from sglang_ops.spec import Deployment, DeploymentFile, Gateway, check_names, divided, load, load_mapping
 
@@ -82,19 +83,35 @@ def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[st
     return {repo: hub_cache(item, settings) for item, repo in named if repo}
 
 
+def group_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> Group | None:
+    """The group that this host belongs to where the deployment spreads over several hosts. Raises PreflightError."""
+    if deployment.nodes == 1:
+        return None
+    host, playing = str(task_vars["inventory_hostname"]), list(map(str, task_vars["ansible_play_hosts_all"]))
+    hosts = group_of(deployment, host, hosts_of(deployment, task_vars), playing)
+    others = task_vars["hostvars"]
+    return Group({name: str(others[name].get("ansible_host") or name) for name in hosts})
+
+
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
     """Whether the pattern `hosts` of the deployment, read as Ansible reads patterns, names this host."""
+    return str(task_vars["inventory_hostname"]) in hosts_of(deployment, task_vars)
+
+
+def hosts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts that the pattern `hosts` of the deployment names. Raises PreflightError where there is none."""
     names = matching(deployment.hosts, task_vars)
     if not names:
         fix = "Write a pattern of hosts or groups that the inventory has."
         raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
-    return str(task_vars["inventory_hostname"]) in names
+    return names
 
 
 def matching(pattern: str, task_vars: Mapping[str, Any]) -> list[str]:
-    """The hosts of the inventory that `pattern`, read as Ansible reads patterns, names."""
+    """The hosts that `pattern`, read as Ansible reads patterns, names, in the order of the inventory."""
+    everyone = [str(host) for host in task_vars["groups"]["all"]]
     if pattern == "all":
-        return [str(host) for host in task_vars["groups"]["all"]]
+        return everyone
     from ansible.inventory.manager import InventoryManager  # noqa: PLC0415 (only plays know Ansible)
     from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
 
@@ -103,7 +120,8 @@ def matching(pattern: str, task_vars: Mapping[str, Any]) -> list[str]:
         inventory.add_group(group)
         for host in hosts:
             inventory.add_host(host, group=group)
-    return [str(host.name) for host in inventory.get_hosts(pattern)]
+    names = {str(host.name) for host in inventory.get_hosts(pattern)}
+    return [host for host in everyone if host in names]
 
 
 def plain(value: Any) -> Any:

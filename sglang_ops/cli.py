@@ -44,6 +44,7 @@ VERBS = {
     "lock": Verb("lock", "See who is at work on the hosts, and release a lock.", LOOK),
     "history": Verb("history", "List the runs of this machine, or the releases of its hosts.", LOOK),
     "evaluate": Verb("evaluate", "Measure the quality of a deployed model where it runs.", MEASURE),
+    "bench": Verb("bench", "Measure the speed of deployed servers with SGLang's own benchmark.", MEASURE),
     "doctor": Verb("doctor", "Say whether each host is fit to serve: every problem at once, with its remedy.", PREPARE),
     "provision": Verb(
         "provision", "Make bare GPU hosts ready to serve: driver, container engine, model cache.", PREPARE

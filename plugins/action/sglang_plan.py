@@ -17,9 +17,18 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops import catalog
-from sglang_ops.action_inputs import ROLLOUT_VARIABLE, files_of, hub_token, meant_for, plain, resolve_once, tagged
+from sglang_ops.action_inputs import (
+    ROLLOUT_VARIABLE,
+    files_of,
+    group_for,
+    hub_token,
+    meant_for,
+    plain,
+    resolve_once,
+    tagged,
+)
 from sglang_ops.errors import OpsError
-from sglang_ops.gateways import address_of, fronts_of, gateways_of
+from sglang_ops.gateways import address_of, before, gateways_of
 from sglang_ops.planning import (
     HostFacts,
     ResolvedImage,
@@ -30,6 +39,7 @@ from sglang_ops.planning import (
     plan,
     questions,
 )
+from sglang_ops.planning.nodes import placed
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
 from sglang_ops.rollout_run import RunRollout
@@ -59,6 +69,7 @@ class ActionModule(ActionBase):
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         files = files_of(task_vars, self._templar)
         deployments = meant_for(files, task_vars)
+        groups = {item.service_name: group_for(item, task_vars) for item in deployments}
         fronts = gateways_of(task_vars, self._templar)
         given = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
         run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | given)
@@ -73,16 +84,23 @@ class ActionModule(ActionBase):
         asked["images"] += [image.digest_ref for image in others if image and image not in known]
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
+        host = str(task_vars["inventory_hostname"])
+        asked["toward"] = next((group.other(host) for group in groups.values() if group), "")
         answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
         if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
             return dict(answer)
-        host = str(task_vars["inventory_hostname"])
         address = address_of(host, task_vars)
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
         chosen = _Images(resolved, settings, facts)
         wanted = [
-            Wanted(item, image, Secrets.of(item, os.environ), fronts_of(item, task_vars))
+            Wanted(
+                placed(item, group, facts) if group else item,
+                image,
+                Secrets.of(item, os.environ),
+                before(item, task_vars),
+            )
             for item in deployments
+            for group in [groups[item.service_name]]
             if (image := chosen.of(item.service_name, item.image))
         ]
         gateways = [

@@ -14,6 +14,7 @@ from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils import sglang_host_rollout as rollouts
+from ansible.module_utils import sglang_host_routes as routes
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import NOT_FOUND, free_bytes, run
@@ -146,5 +147,7 @@ def gather(asked):
         "disks": [disk(path) for path in [engine["data_root"]] + asked["disks"]],
         "services": services(asked["loads"]),
         "drained": gateways.drained(),
+        "interface": routes.interface_to(asked.get("toward")),
+        "infiniband": routes.infiniband(),
         "runtime": {name: store.fingerprint(known[name]) if name in known else None for name in asked["runtime"]},
     }

@@ -35,11 +35,12 @@ def ask(gate, properties, quick=False):
     if gate.get("kind") == "gateway":
         return _of_gateway(gate, properties, quick)
     asked = []
-    for name, question in QUESTIONS:
+    # Of several hosts that serve one model together the first alone can answer, and does only with all the others.
+    for name, question in QUESTIONS[:1] if gate.get("rank") else QUESTIONS:
         asked.append(answered(name, question, gate, properties, quick))
         if not asked[-1]["ok"]:
             return asked
-    if gate.get("tokens_needed"):
+    if gate.get("tokens_needed") and not gate.get("rank"):
         asked.append(answered("capacity", _capacity, gate))
     return asked
 

@@ -33,6 +33,12 @@ options:
     description: Seconds that the router may take until it lists the servers as healthy.
     type: int
     default: 60
+  rejoin:
+    description:
+      - With V(left), seconds after which servers that have not joined by then are registered again by the gateway's
+        own host, once they answer; V(0) leaves them out. It bounds what a controller that dies leaves behind.
+    type: int
+    default: 0
 author: [sglang-ops contributors]
 """
 
@@ -55,6 +61,7 @@ import time
 
 from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_rejoin as rejoin
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_gateway import GatewayError
 
@@ -155,6 +162,7 @@ def main():
                       "choices": ["joined", "left", "drained", "undrained", "reconciled"]},
             "workers": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 60},
+            "rejoin": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )
@@ -182,8 +190,12 @@ def main():
               "diff": {"before": shown(members), "after": shown(dict(members, **decided["remember"]))}}
     if router and not module.check_mode:
         try:
+            if state == "left" and module.params["rejoin"]:
+                rejoin.arm(gate, urls, module.params["rejoin"])
             apply(router, decided, [] if leaving else decided["add"] if state == "reconciled" else urls,
                   module.params["timeout"])
+            if urls and not (state == "left" and module.params["rejoin"]):
+                rejoin.disarm(gate, urls)
             listed = router.workers() if listed or not leaving else {}
         except GatewayError as error:
             module.fail_json(msg=str(error), changed=True)

@@ -20,6 +20,7 @@ from sglang_ops.lab import (
     network,
     power,
     processes,
+    questions,
     requirements,
     ssh,
     tree,
@@ -46,6 +47,7 @@ def build(lab: Folder, shape: Shape, *, log: Log) -> None:
         power.wait_for_services(lab, plan)
         power.wait_for_hosts(lab, plan.hosts, log=log)
     write(lab.deployment, inventory.deployment(plan))
+    questions.write(lab.root)
     write(lab.inventory, inventory.inventory(lab, plan))  # last: its presence says that the lab is complete
 
 

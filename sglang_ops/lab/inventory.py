@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sglang_ops.lab import harness, ssh
+from sglang_ops.lab import harness, questions, ssh
 from sglang_ops.lab.images import recipes
 from sglang_ops.lab.model import OPEN_MODEL
 from sglang_ops.lab.settings import USER, Folder, Plan
@@ -63,7 +63,8 @@ def deployment(plan: Plan) -> str:
         deployment["hosts"] = "servers"
         image = f"{plan.registry_address}/{recipes.GATEWAY_REPOSITORY}:{recipes.GATEWAY_TAG}"
         deployment["gateway"] = {"hosts": "gateways", "image": image}
-    return _yaml({"deployment": deployment}, f"A deployment that works on lab {plan.shape.name} as it is.")
+    content = {"deployment": deployment, "evaluation": questions.section()}
+    return _yaml(content, f"A deployment that works on lab {plan.shape.name} as it is.")
 
 
 def _yaml(content: dict[str, Any], title: str) -> str:

@@ -129,8 +129,8 @@ class Machine(_Fact):
 
 @dataclass(frozen=True)
 class Examined:
-    """A host and what it is to serve, or that it only stands `in_front` of servers, as a gateway. `asked` and `answered` are the controller's clock around the examination,
-    in seconds since the epoch."""
+    """A host and what it is to serve; `in_front` tells that it runs a gateway. `asked` and `answered` are the
+    controller's clock around the examination, in seconds since the epoch."""
 
     facts: HostFacts
     machine: Machine

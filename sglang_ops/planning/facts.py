@@ -119,8 +119,9 @@ class Service(_Fact):
 class HostFacts(_Fact):
     """Everything planning needs to know of one host. `topology` is what `nvidia-smi topo -m` says, if it was asked.
 
-    `loaded` has images by digest, by the tag under which they came from files: the tags whose registry did not answer.
-    `drained` is set while an operator has taken the host out of its gateways.
+    `drained` is set while an operator has taken the host out of its gateways. `interface` leads to the other hosts of
+    its group, where a deployment spreads over several. `loaded` has images by digest, by the tag under which they came
+    from files: the tags whose registry did not answer.
     """
 
     host: str
@@ -140,6 +141,8 @@ class HostFacts(_Fact):
     services: tuple[Service, ...] = ()
     runtime: dict[str, str | None] = {}
     drained: bool = False
+    interface: str = ""
+    infiniband: bool = False
 
     def service(self, name: str) -> Service | None:
         return next((service for service in self.services if service.name == name), None)

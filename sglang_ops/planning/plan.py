@@ -104,6 +104,7 @@ def _explained(service: ServicePlan, facts: HostFacts) -> ServicePlan:
         why=why(deployed, service),
         deployed_unit=deployed.unit if deployed else None,
         deployed_release=deployed.release if deployed else None,
+        deployed_stable=deployed.stable if deployed else None,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sglang_ops.catalog import releases
+from sglang_ops.planning import nodes
 from sglang_ops.planning.command import arguments, hub_cache, option
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.spec import Deployment, Gateway
@@ -20,7 +21,7 @@ def questions(
     """Parameters of the module `sglang_facts`."""
     hubs = [hub_cache(deployment, settings) for deployment in deployments]
     environments = [item.env_vars for item in deployments] + [item.env_vars for item in gateways]
-    ports = [item.port for item in deployments]
+    ports = [port for item in deployments for port in _ports(item)]
     ports += [port for item in gateways for port in (item.port, item.prometheus_port)]
     checkpoints = [deployment.checkpoint_path for deployment in deployments if deployment.checkpoint_path]
     return {
@@ -38,6 +39,10 @@ def questions(
             value.value for variables in environments for value in variables.values() if value.kind == "runtime"
         ),
     }
+
+
+def _ports(deployment: Deployment) -> list[int]:
+    return [deployment.port, *([nodes.meeting_port(deployment)] if deployment.nodes > 1 else [])]
 
 
 def with_repository(deployments: Sequence[Deployment]) -> list[Deployment]:

@@ -70,6 +70,8 @@ def why(deployed: Service | None, service: ServicePlan) -> str:
         return "its unit file is gone" if deployed.unit is None else "its unit file was changed by hand"
     if service.action == "start":
         return f"the unit is {deployed.state}"
+    if deployed.probe.ok:
+        return "it has not been up for its soak time since it was started"
     failing = [layer for layer in deployed.probe.layers if not layer.get("ok")]
     layer = failing[0] if failing else {"name": "gate", "detail": "no answer"}
     return f"does not answer as it should ({layer['name']}: {layer['detail']})"

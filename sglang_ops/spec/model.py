@@ -56,6 +56,10 @@ OWNED_FLAGS = {
     "--data-parallel-size": "data_parallel_size",
     "--pp-size": "pipeline_parallel_size",
     "--pipeline-parallel-size": "pipeline_parallel_size",
+    "--nnodes": "nodes",
+    "--node-rank": "nodes",
+    "--dist-init-addr": "nodes",
+    "--nccl-init-addr": "nodes",
 }
 
 
@@ -115,6 +119,9 @@ class Deployment(Section):
     pipeline_parallel_size: Size = Field(1, description="Stages that the model is cut into.")
     data_parallel_size: Size = Field(
         1, description="Copies of the model: inside one server, or behind a gateway as that many servers on each host."
+    )
+    nodes: Size = Field(
+        1, description="Hosts that one copy of the model is spread over, by SGLang's own distributed mode."
     )
     share_gpus: Truth = Field(False, description="Let this service use GPUs that other services use as well.")
     extra_args: Arguments = Field((), description="Further arguments of SGLang: shell-quoted text, or a list.")
@@ -217,11 +224,32 @@ class Deployment(Section):
             raise Mistake(f"{message} evenly.", fix="Name as many for each.")
         return self
 
+    @model_validator(mode="after")
+    def _spreads(self) -> Deployment:
+        if self.nodes == 1:
+            return self
+        if self.gateway is not None:
+            raise Mistake(f"nodes: {self.nodes} gives one server per group, and a gateway would ask every host.",
+                          fix="Leave out the gateway, or `nodes`.")
+        if self.command is not None:
+            raise Mistake(f"nodes: {self.nodes} needs arguments of its own on every host, and `command` is the same.")
+        if self.tensor_parallel_size == "auto":
+            fix = "Write how many GPUs all hosts have together."
+            raise Mistake(f"tensor_parallel_size: auto plans one host, and nodes is {self.nodes}.", fix=fix)
+        if self.tensor_parallel_size * self.pipeline_parallel_size % self.nodes:
+            sizes = f"{self.tensor_parallel_size} × pipeline_parallel_size {self.pipeline_parallel_size}"
+            fix = f"Set a multiple of {self.nodes}."
+            raise Mistake(f"tensor_parallel_size {sizes} is not divisible by {self.nodes} nodes.", fix=fix)
+        return self
+
     @property
     def gpus_needed(self) -> int:
-        """Total GPUs of one service: tensor × pipeline × data parallel size; with `auto`, the least it can be."""
+        """GPUs of one service on one host: tensor × pipeline × data parallel size, divided among its hosts.
+
+        With `auto`, the least it can be.
+        """
         tensor = 1 if self.tensor_parallel_size == "auto" else self.tensor_parallel_size
-        return tensor * self.pipeline_parallel_size * self.data_parallel_size
+        return tensor * self.pipeline_parallel_size * self.data_parallel_size // self.nodes
 
     @property
     def service_name(self) -> str:

@@ -63,7 +63,7 @@ def _registry(server: str, cache: Path, gateway: bool) -> Path:
 
 def _layers(server: str, gateway: bool) -> list[LayerRecipe]:
     made = [layers.base(), layers.hub_client(), layers.simulated()]
-    made += [layers.engine()] if server == "real" else []
+    made += [layers.engine(), layers.benchmark()] if server == "real" else []
     return [*made, layers.gateway()] if gateway else made
 
 
@@ -76,14 +76,14 @@ def _images(made: Mapping[str, oci.Layer]) -> list[oci.Image]:
         environment=recipes.ENVIRONMENT,
         labels=recipes.SIMULATOR_LABELS,
     )
-    others = {
-        "engine": (recipes.ENGINE_REPOSITORY, recipes.ENGINE_TAG, recipes.ENGINE_LABELS),
-        "gateway": (recipes.GATEWAY_REPOSITORY, recipes.GATEWAY_TAG, recipes.GATEWAY_LABELS),
-    }
+    engine = (made["base"], made["engine"], made["benchmark"]) if "engine" in made else ()
+    gateway = (made["base"], made["gateway"]) if "gateway" in made else ()
+    others = [
+        (recipes.ENGINE_REPOSITORY, recipes.ENGINE_TAG, engine, recipes.ENGINE_LABELS),
+        (recipes.GATEWAY_REPOSITORY, recipes.GATEWAY_TAG, gateway, recipes.GATEWAY_LABELS),
+    ]
     return [simulator] + [
-        oci.Image(repository, tag, (made["base"], made[name]), recipes.ENVIRONMENT, labels)
-        for name, (repository, tag, labels) in others.items()
-        if name in made
+        oci.Image(repository, tag, of, recipes.ENVIRONMENT, labels) for repository, tag, of, labels in others if of
     ]
 
 

@@ -81,6 +81,20 @@ for package in (
     compileall.compile_dir(importlib.import_module(package).__path__[0], quiet=2)
 """
 
+# SGLang's serving benchmark, a layer of its own; all that it imports is in the engine's, but for one package.
+BENCHMARK = ("sglang/benchmark/*",)
+BENCHMARK_FILES: Mapping[str, str] = {
+    f"{SITE}/datasets/__init__.py": '''"""In the place of the package datasets, which needs pyarrow and pandas.
+
+The benchmark imports it whatever it measures. What would load data from the hub says that it cannot.
+"""
+
+
+def load_dataset(*_args: object, **_keywords: object) -> None:
+    raise ImportError("the image of the lab has no package datasets")
+''',
+}
+
 _PROGRAM = "#!/usr/bin/python3\nimport sys\nfrom {module} import main\nsys.exit(main())\n"
 HUB_CLIENT_FILES: Mapping[str, str] = {"usr/local/bin/hf": _PROGRAM.format(module="huggingface_hub.cli.hf")}
 ENGINE_FILES: Mapping[str, str] = {
