@@ -197,7 +197,10 @@ class Status:
             )
 
         services = tagged("services")
+        fronts = {row["host"] for row in services if row.get("kind") == "gateway"}
+        servers = {row["host"] for row in services if row.get("kind") != "gateway"}
         answered = [host.name for host in state.hosts.values() if host.results.get("status")]
+        answered = [name for name in answered if name in servers or name not in fronts]
         differing = drift(services, answered)
         return cls(
             services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), tagged("gateways"), differing

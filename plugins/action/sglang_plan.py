@@ -28,7 +28,7 @@ from sglang_ops.action_inputs import (
     tagged,
 )
 from sglang_ops.errors import OpsError
-from sglang_ops.gateways import address_of, fronts_of, gateways_of
+from sglang_ops.gateways import address_of, before, gateways_of
 from sglang_ops.planning import (
     HostFacts,
     ResolvedImage,
@@ -93,8 +93,12 @@ class ActionModule(ActionBase):
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
         chosen = _Images(resolved, settings, facts)
         wanted = [
-            Wanted(placed(item, group, facts) if group else item, image, Secrets.of(item, os.environ),
-                   fronts_of(item, task_vars))
+            Wanted(
+                placed(item, group, facts) if group else item,
+                image,
+                Secrets.of(item, os.environ),
+                before(item, task_vars),
+            )
             for item in deployments
             for group in [groups[item.service_name]]
             if (image := chosen.of(item.service_name, item.image))
