@@ -80,7 +80,7 @@ def deploying(lab: Lab, fault: str = "") -> Iterator[tuple[subprocess.Popen[str]
         yield process, config
     except BaseException:
         with_signal(process, signal.SIGKILL)
-        print(process.communicate()[0])  # noqa: T201 - what pytest shows of it
+        print(process.communicate()[0])
         raise
     process.communicate(timeout=300)
 
@@ -246,7 +246,8 @@ def test_a_lock_is_taken_away_only_on_purpose_and_its_run_ends(lab: Lab) -> None
         assert "Ctrl-C" in refused.stderr
         assert all(holders(lab))
         released = states(lab, "release", "--yes")
-        assert [(host["held"], host["released"]) for host in released] == [(False, True)] * 2
+        assert [host["held"] for host in released] == [False, False]
+        assert any(host["released"] for host in released), "the first that goes takes the run with it"
         output, _ = process.communicate(timeout=30)
         assert process.returncode == LOCKED, output
         assert "it was released by hand" in output
