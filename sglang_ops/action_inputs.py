@@ -17,12 +17,13 @@ from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.nodes import Group, group_of
 from sglang_ops.planning.questions import repository
-from sglang_ops.spec import Deployment, check_names, divided, load, load_mapping
+from sglang_ops.spec import Deployment, DeploymentFile, Gateway, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
 # What a host's variables may say, in the words of the deployment file; one of the first two must be there.
-SECTIONS = ("deployment", "deployments", "env_vars", "execution")
+SECTIONS = ("deployment", "deployments", "env_vars", "execution", "rollout")
+ROLLOUT_VARIABLE = "sglang_ops_rollout"  # what the command line adds: {"options", "resume", "digests"}
 
 
 def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployment, ...]:
@@ -31,22 +32,46 @@ def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployme
     `deployment_overrides` of the host is laid over them; `hosts` of a deployment says whether it is meant for this
     one. Raises SpecErrors, PreflightError.
     """
+    return meant_for(files_of(task_vars, templar), task_vars)
+
+
+def files_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[DeploymentFile, ...]:
+    """The deployment files behind `deployments_of`. Raises SpecErrors, PreflightError."""
     overrides = plain(templar.template(task_vars.get("deployment_overrides") or {}))
     paths = plain(templar.template(task_vars.get(FILES_VARIABLE) or []))
-    if paths:
-        files = [load(Path(path)) for path in paths]
-        if overrides:  # which of them changes which file is known only once the files are
-            parts = divided(files, overrides)
-            files = [load(Path(path), host_overrides=part) for path, part in zip(paths, parts, strict=True)]
-    else:
+    if not paths:
         given = {key: plain(templar.template(task_vars[key])) for key in SECTIONS if key in task_vars}
         if not given.keys() & set(SECTIONS[:2]):
             fix = "Pass a file with --config (or -e @deployment.yaml), or set the variable `deployment`."
             raise PreflightError("there is no deployment to work on.", fix=fix)
-        files = [load_mapping(given, f"variable `{next(iter(given))}`", host_overrides=overrides)]
+        return (load_mapping(given, f"variable `{next(iter(given))}`", host_overrides=overrides),)
+    files = [load(Path(path)) for path in paths]
+    if overrides:  # which of them changes which file is known only once the files are
+        parts = divided(files, overrides)
+        files = [load(Path(path), host_overrides=part) for path, part in zip(paths, parts, strict=True)]
+    return tuple(files)
+
+
+def meant_for(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> tuple[Deployment, ...]:
+    """The deployments of `files` for this host. Raises SpecErrors, PreflightError."""
+    return tuple(item for item in written(files) if _meant_for(item, task_vars))
+
+
+def written(files: Sequence[DeploymentFile]) -> tuple[Deployment, ...]:
+    """Every deployment of `files`, whatever hosts it is meant for. Raises SpecErrors."""
     found = [deployment for file in files for deployment in file.services]
     check_names(found)
-    return tuple(deployment for deployment in found if _meant_for(deployment, task_vars))
+    return tuple(found)
+
+
+def evaluated_file(task_vars: Mapping[str, Any], templar: Any, deployment: Deployment) -> DeploymentFile:
+    """The file that the deployment stands in, for its `evaluation:`. Raises SpecErrors, PreflightError."""
+    for path in plain(templar.template(task_vars.get(FILES_VARIABLE) or [])):
+        file = load(Path(path))
+        if any(item.service_name == deployment.service_name for item in file.services):
+            return file
+    given = {key: plain(templar.template(task_vars[key])) for key in (*SECTIONS, "evaluation") if key in task_vars}
+    return load_mapping(given, "the variable `evaluation`")
 
 
 def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[str, str]:
@@ -63,20 +88,29 @@ def group_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> Group | N
     if deployment.nodes == 1:
         return None
     host, playing = str(task_vars["inventory_hostname"]), list(map(str, task_vars["ansible_play_hosts_all"]))
-    hosts = group_of(deployment, host, _members(deployment, task_vars), playing)
+    hosts = group_of(deployment, host, hosts_of(deployment, task_vars), playing)
     others = task_vars["hostvars"]
     return Group({name: str(others[name].get("ansible_host") or name) for name in hosts})
 
 
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
     """Whether the pattern `hosts` of the deployment, read as Ansible reads patterns, names this host."""
-    return deployment.hosts == "all" or str(task_vars["inventory_hostname"]) in _members(deployment, task_vars)
+    return str(task_vars["inventory_hostname"]) in hosts_of(deployment, task_vars)
 
 
-def _members(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
-    """The hosts that the pattern `hosts` of the deployment names, in the order of the inventory."""
-    everyone = list(map(str, task_vars["groups"]["all"]))
-    if deployment.hosts == "all":
+def hosts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts that the pattern `hosts` of the deployment names. Raises PreflightError where there is none."""
+    names = matching(deployment.hosts, task_vars)
+    if not names:
+        fix = "Write a pattern of hosts or groups that the inventory has."
+        raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
+    return names
+
+
+def matching(pattern: str, task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts that `pattern`, read as Ansible reads patterns, names, in the order of the inventory."""
+    everyone = [str(host) for host in task_vars["groups"]["all"]]
+    if pattern == "all":
         return everyone
     from ansible.inventory.manager import InventoryManager  # noqa: PLC0415 (only plays know Ansible)
     from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
@@ -86,10 +120,7 @@ def _members(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
         inventory.add_group(group)
         for host in hosts:
             inventory.add_host(host, group=group)
-    names = {host.name for host in inventory.get_hosts(deployment.hosts)}
-    if not names:
-        fix = "Write a pattern of hosts or groups that the inventory has."
-        raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
+    names = {str(host.name) for host in inventory.get_hosts(pattern)}
     return [host for host in everyone if host in names]
 
 
@@ -107,7 +138,7 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def secrets_for(service: Mapping[str, Any], deployment: Deployment) -> dict[str, str]:
+def secrets_for(service: Mapping[str, Any], deployment: Deployment | Gateway) -> dict[str, str]:
     """Values of the secrets that this planned service gets, from the operator's environment."""
     known = Secrets.of(deployment, os.environ).values
     return {name: known[name] for name in service["secrets"] if name in known}
@@ -118,7 +149,7 @@ def hub_token(deployment: Deployment) -> str:
     return Secrets.of(deployment, os.environ).values.get("HF_TOKEN", "")
 
 
-def runtime_for(service: Mapping[str, Any], deployment: Deployment) -> list[dict[str, str]]:
+def runtime_for(service: Mapping[str, Any], deployment: Deployment | Gateway) -> list[dict[str, str]]:
     """Variables that the host itself knows, as {"name": in the container, "source": on the host}."""
     references = deployment.env_vars
     return [
@@ -161,7 +192,10 @@ def _resolve(ref: str, insecure: Sequence[str]) -> dict[str, Any]:
         return {"error": type(error).__name__, "message": error.message, "fix": error.fix}
     release = catalog.release_of(ref) or _release_behind(found, ref, insecure)
     return {
-        "ref": ref, "digest_ref": found.digest_ref, "size_bytes": found.size_bytes or 0, "release": release,
+        "ref": ref,
+        "digest_ref": found.digest_ref,
+        "size_bytes": found.size_bytes or 0,
+        "release": release,
     }
 
 

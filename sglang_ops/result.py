@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sglang_ops.drift import Drift, drift
 from sglang_ops.errors import ExitCode
 from sglang_ops.events import Failure, HostState, RunState
+from sglang_ops.rolled import Rolled
 
 UNTOUCHED = ("none", "check")  # actions of a service that is as it should be
 
@@ -53,6 +55,11 @@ class Host:
     services: tuple[Service, ...] = ()
     failure: Failure | None = None
 
+    @property
+    def release(self) -> str | None:
+        """What this host runs now; of several services every one's, joined by commas."""
+        return ",".join(service.release or "none" for service in self.services) or None
+
     @classmethod
     def from_state(cls, state: HostState, *, check: bool = False) -> Host:
         services = tuple(_services(state, check=check))
@@ -61,6 +68,7 @@ class Host:
     def as_dict(self) -> dict[str, Any]:
         data = asdict(self)
         failure = data.pop("failure")
+        data["release"] = self.release
         if failure:
             data["failure"] = {key: failure[key] for key in ("step", "cause", "log")}
         return data
@@ -78,21 +86,27 @@ class Deployed:
     seconds: float
     check: bool = False
     interrupted: bool = False
+    rolled: Rolled | None = None
 
     @classmethod
     def from_run(
         cls, state: RunState, *, run: str, seconds: float, check: bool = False, interrupted: bool = False
     ) -> Deployed:
         hosts = tuple(Host.from_state(host, check=check) for host in state.hosts.values())
+        rolled = Rolled.from_run(state, seconds)
+        code = state.exit_code()
+        if code is ExitCode.DONE and rolled and rolled.paused:
+            code = ExitCode.PENDING
         return cls(
             hosts=hosts,
             steps=tuple(step for host in state.hosts.values() for step in _steps(host)),
-            warnings=tuple(dict.fromkeys(text for host in state.hosts.values() for text in _warnings(host))),
-            exit_code=ExitCode.INTERRUPTED if interrupted else state.exit_code(),
+            warnings=tuple(_still_true(state)),
+            exit_code=ExitCode.INTERRUPTED if interrupted else code,
             run=run,
             seconds=round(seconds, 2),
             check=check,
             interrupted=interrupted,
+            rolled=rolled,
         )
 
     @property
@@ -112,6 +126,7 @@ class Deployed:
             "hosts": [host.as_dict() for host in self.hosts],
             "steps": [asdict(step) for step in self.steps],
             "warnings": list(self.warnings),
+            "rollout": self.rolled.as_dict() if self.rolled and not self.check else None,
             "seconds": self.seconds,
             "run": self.run,
         }
@@ -169,6 +184,8 @@ class Status:
     unmanaged: tuple[Mapping[str, Any], ...]
     exit_code: ExitCode
     failures: tuple[Failure, ...] = field(default=())
+    gateways: tuple[Mapping[str, Any], ...] = ()
+    drift: tuple[Drift, ...] = ()
 
     @classmethod
     def from_run(cls, state: RunState) -> Status:
@@ -179,14 +196,21 @@ class Status:
                 for item in host.result("status").get(key) or []
             )
 
-        return cls(tagged("services"), tagged("unmanaged"), state.exit_code(), tuple(state.failures))
+        services = tagged("services")
+        answered = [host.name for host in state.hosts.values() if host.results.get("status")]
+        differing = drift(services, answered)
+        return cls(
+            services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), tagged("gateways"), differing
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "ok": self.exit_code is ExitCode.DONE,
             "exit_code": int(self.exit_code),
             "services": list(self.services),
+            "gateways": list(self.gateways),
             "unmanaged": list(self.unmanaged),
+            "drift": [asdict(item) for item in self.drift],
             "failures": [asdict(failure) | {"exit_code": int(failure.exit_code)} for failure in self.failures],
         }
 
@@ -214,9 +238,11 @@ def log_lines(state: RunState) -> tuple[LogLine, ...]:
 def _services(host: HostState, *, check: bool) -> Iterator[Service]:
     """What is planned, overlaid with what was done and with what the gate saw."""
     merged: dict[str, dict[str, Any]] = {}
-    for service in (host.result("plan").get("plan") or {}).get("services") or []:
+    planned = host.result("plan").get("plan") or host.result("target")
+    for service in planned.get("services") or []:
         begun = check or service.get("action") in UNTOUCHED
-        merged[service["name"]] = {**service, **({} if begun else {"action": "pending"})}
+        waits = {"action": "pending", "release": service.get("deployed_release")}
+        merged[service["name"]] = {**service, **({} if begun else waits)}
     for service in host.result("service").get("services") or []:
         merged.setdefault(service["name"], {}).update(service)
     for service in host.result("gate").get("services") or []:
@@ -241,7 +267,16 @@ def _steps(host: HostState) -> Iterator[PlannedStep]:
         yield PlannedStep(host.name, str(step["step"]), str(step.get("subject", "")), str(step.get("why", "")))
 
 
+def _still_true(state: RunState) -> Iterator[str]:
+    """Each warning once; a server that a gateway missed at first may have joined it later in the run."""
+    told = [result for host in state.hosts.values() for result in host.results.get("gateway", ())]
+    joined = {worker["url"] for result in told for worker in result["workers"] if worker["healthy"]}
+    for text in dict.fromkeys(text for host in state.hosts.values() for text in _warnings(host)):
+        if not any(f"{url} is not registered" in text for url in joined):
+            yield text
+
+
 def _warnings(host: HostState) -> Iterator[str]:
     yield from (host.result("plan").get("plan") or {}).get("warnings") or []
-    for result in (*host.results.get("share", ()), *host.results.get("model", ())):
+    for result in (result for kind in ("share", "model", "gateway") for result in host.results.get(kind, ())):
         yield from (f"{host.name}: {text}" for text in result.get("warnings") or [])

@@ -7,11 +7,13 @@ import os
 from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils import sglang_host_files as files
+from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_routes as routes
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
@@ -88,7 +90,11 @@ def services(with_loads):
         word = systemd.state(properties)
         layers = probe.ask(record["gate"], properties, quick=True) if word == "active" and record else []
         service = dict(state, name=name, record=record, unit=store.read_text(store.unit_path(name)), state=word)
+        service["rollout"] = rollouts.read(name)
+        service["released_unit"] = store.release_unit(name, state["release"]) if state["release"] else None
         service["probe"] = {"ok": bool(layers) and all(layer["ok"] for layer in layers), "layers": layers}
+        if record.get("kind") == "gateway":
+            service.update(gateways.facts(record, word == "active", with_loads))
         if with_loads:
             service.update(loads.of(record, properties, service["probe"]["ok"]))
         found.append(service)
@@ -140,6 +146,7 @@ def gather(asked):
         "listeners": listeners(asked["ports"]),
         "disks": [disk(path) for path in [engine["data_root"]] + asked["disks"]],
         "services": services(asked["loads"]),
+        "drained": gateways.drained(),
         "interface": routes.interface_to(asked.get("toward")),
         "infiniband": routes.infiniband(),
         "runtime": {name: store.fingerprint(known[name]) if name in known else None for name in asked["runtime"]},

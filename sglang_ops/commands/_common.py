@@ -27,6 +27,7 @@ STEPS = {
     "deploy": ("plan", "engine", "image", "model", "start", "gate"),
     "restart": ("restart", "gate"),
     "models_pull": ("plan", "engine", "image", "model"),
+    "evaluate": ("evaluation",),
     "provision": ("driver", "engine", "cache", "reboot"),
 }
 SERVICE_STEP = {"deploy": "start"}  # elsewhere the module sglang_service does what the verb says
@@ -68,7 +69,7 @@ class Target:
         """A command on the same hosts, for the user to type next."""
         hosts = [part for source in self.inventory for part in ("-i", source)]
         limit = ["--limit", self.limit] if self.limit and "--limit" not in words else []
-        return shlex.join(["sglang-ops", verb, *hosts, *limit, *words])
+        return shlex.join(["sglang-ops", *verb.split(), *hosts, *limit, *words])
 
     def secrets(self) -> set[str]:
         """Values that must not be kept: the sudo password, and what -e or the environment names like a secret."""

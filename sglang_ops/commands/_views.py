@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_ops.errors import ExitCode
+from sglang_ops.rollout import summed_up
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +62,8 @@ def plan(console: Console, result: Deployed) -> None:
                     what = step.step if step.subject in ("", name) else f"{step.step} {step.subject}"
                     table.add_row(step.host, name, what, step.why, outages.get(name, "") if touches else "")
         console.print(table)
+    if result.rolled and len(result.rolled.batches) > 1:
+        console.print(f"Roll-out: {summed_up([len(batch) for batch in result.rolled.batches])} hosts at a time.")
     for warning in result.warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}")
 
@@ -195,7 +198,36 @@ def status(result: Status) -> Table:
     return table
 
 
+def gateways(result: Status) -> Table:
+    """One line for each server behind each gateway."""
+    table = grid("gateway", "on", "endpoint", "server", "state", "load")
+    for gateway in result.gateways:
+        first = [str(gateway["service"]), str(gateway["host"]), str(gateway.get("endpoint") or "-")]
+        if gateway["workers"] is None:
+            table.add_row(*first, "-", Text("does not answer", style="bold red"), "-")
+        for row in gateway["workers"] or [{"url": "-", "state": "in", "healthy": False}]:
+            well = row["healthy"] and row["state"] == "in"
+            word = _WORKER.get(row["state"]) or ("healthy" if well else "not healthy")
+            style = "green" if well else "yellow"
+            table.add_row(*first, str(row["url"]), Text(word, style=style), _number(row.get("load")))
+            first = ["", "", ""]
+    return table
+
+
+_WORKER = {"out": "out, being rolled", "drained": "drained", "lost": "not registered"}
+def drift(console: Console, result: Status, target: Target) -> None:
+    """What is not as the last deploy left it, or not as on the other hosts."""
+    for item in result.drift:
+        console.print(
+            f"[yellow]Drift:[/] {escape(item.host)} {escape(item.service)}: {escape(item.what)}", soft_wrap=True
+        )
+    if result.drift:
+        following([target.command("plan"), target.command("deploy")], console)
+
+
 def _state(service: Any) -> Text:
+    if service.get("drained"):
+        return Text("drained" if service.get("healthy") else "drained, not healthy", style="yellow")
     if service.get("healthy"):
         return Text("healthy", style="green")
     state = str(service.get("state") or "unknown")

@@ -37,12 +37,15 @@ def up(
     server: Annotated[
         Literal["real", "simulator"], typer.Option(help="The real SGLang, on the CPU, or a stand-in for tests.")
     ] = "real",
+    gateway: Annotated[
+        bool, typer.Option("--gateway", help="Also a host NAME-gw without GPUs, with SGLang's router to run there.")
+    ] = False,
 ) -> None:
     """Bring up a lab and print the path of its inventory. Needs root."""
     from sglang_ops.lab import lifecycle
     from sglang_ops.lab.settings import Shape
 
-    shape = Shape(name=name, hosts=hosts, gpus=gpus, engine=engine, os=system, server=server)
+    shape = Shape(name=name, hosts=hosts, gpus=gpus, engine=engine, os=system, server=server, gateway=gateway)
     if lifecycle.is_up(shape):
         _say(f"lab {name} is already up: {shape}")
     else:
@@ -105,6 +108,16 @@ def poweroff(host: HostArgument, name: Name = "lab", hard: Hard = False) -> None
 def poweron(host: HostArgument, name: Name = "lab") -> None:
     """Switch a host on and wait until it answers. Needs root."""
     _switch(name, host, "on")
+
+
+@app.command()
+def harness(name: Name = "lab") -> None:
+    """Put the image with the evaluation harness into a lab's registry; `evaluate` needs it. Needs root."""
+    from sglang_ops.lab import harness as image
+    from sglang_ops.lab import lifecycle, requirements
+
+    requirements.check_root()
+    typer.echo(image.provide(lifecycle.load(name)[1], _timed()))
 
 
 @app.command()

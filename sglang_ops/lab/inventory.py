@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sglang_ops.lab import ssh
+from sglang_ops.lab import harness, questions, ssh
 from sglang_ops.lab.images import recipes
 from sglang_ops.lab.model import OPEN_MODEL
 from sglang_ops.lab.settings import USER, Folder, Plan
@@ -25,7 +25,7 @@ _IMAGES = {
 
 def inventory(folder: Folder, plan: Plan) -> str:
     """The text of STATE/inventory.yml: ordinary YAML for any Ansible command."""
-    content = {
+    content: dict[str, Any] = {
         "all": {
             "hosts": {host.name: {"ansible_host": host.address} for host in plan.hosts},
             "vars": {
@@ -37,9 +37,13 @@ def inventory(folder: Folder, plan: Plan) -> str:
                 "container_engine_insecure_registries": [plan.registry_address],
                 "sglang_server_hf_endpoint": plan.model_source,
                 "sglang_server_ulimits": [],
+                "evaluation_harness_image": f"{plan.registry_address}/{harness.REPOSITORY}:{harness.TAG}",
             },
         }
     }
+    if plan.gateway_host:
+        content["servers"] = {"hosts": {host.name: {} for host in plan.servers}}
+        content["gateways"] = {"hosts": {plan.gateway_host.name: {}}}
     return _yaml(content, f"Lab {plan.shape.name}: {plan.shape}.")
 
 
@@ -55,7 +59,12 @@ def deployment(plan: Plan) -> str:
     }
     if plan.shape.server == "real":
         deployment["extra_args"] = _CPU_ARGUMENTS
-    return _yaml({"deployment": deployment}, f"A deployment that works on lab {plan.shape.name} as it is.")
+    if plan.gateway_host:
+        deployment["hosts"] = "servers"
+        image = f"{plan.registry_address}/{recipes.GATEWAY_REPOSITORY}:{recipes.GATEWAY_TAG}"
+        deployment["gateway"] = {"hosts": "gateways", "image": image}
+    content = {"deployment": deployment, "evaluation": questions.section()}
+    return _yaml(content, f"A deployment that works on lab {plan.shape.name} as it is.")
 
 
 def _yaml(content: dict[str, Any], title: str) -> str:

@@ -66,7 +66,8 @@ def draft(wanted: Wanted, now: HostFacts, facts: HostFacts, settings: Settings) 
     flags, device_problems = devices.flags(fitting.gpus, facts) if not fitting.problems else ((), [])
     flags = (*flags, *nodes.flags(deployment, facts))
     problems += [*model_problems, *fitting.problems, *device_problems]
-    problems += check_secrets(wanted.secrets, facts) + check_port(deployment, facts, now) + check_model(source, model)
+    problems += check_secrets(wanted.secrets, facts, deployment.env_vars) + check_model(source, model)
+    problems += check_port(wanted.name, deployment.port, "deployment.port", facts, now)
     problems += nodes.check(deployment, facts, now)
     open_questions = [f"{text} The image is asked before anything stops." for text in doubts if unsure]
     warnings = (*judged.warnings, *open_questions, *_warnings(deployment, source), *fitting.warnings)

@@ -85,7 +85,10 @@ class Probe(_Fact):
 
 
 class Service(_Fact):
-    """A service that this tool deployed: its release record, the unit file found, its state."""
+    """A service that this tool deployed: its release record, the unit file found, its state.
+
+    `rollout` is the record of a roll-out that has not finished here.
+    """
 
     name: str
     release: str | None = None
@@ -95,6 +98,10 @@ class Service(_Fact):
     unit: str | None = None
     state: str = "inactive"
     probe: Probe = Probe()
+    # Of a gateway: the servers that it lists (None while it does not answer), and those it has been told of.
+    workers: tuple[dict[str, Any], ...] | None = None
+    members: dict[str, str] = {}
+    rollout: dict[str, Any] | None = None
 
     @property
     def gpus(self) -> tuple[int, ...]:
@@ -112,8 +119,9 @@ class Service(_Fact):
 class HostFacts(_Fact):
     """Everything planning needs to know of one host. `topology` is what `nvidia-smi topo -m` says, if it was asked.
 
-    `interface` leads to the other hosts of its group, where a deployment spreads over several. `loaded` has images
-    by digest, by the tag under which they came from files: the tags whose registry did not answer.
+    `drained` is set while an operator has taken the host out of its gateways. `interface` leads to the other hosts of
+    its group, where a deployment spreads over several. `loaded` has images by digest, by the tag under which they came
+    from files: the tags whose registry did not answer.
     """
 
     host: str
@@ -132,6 +140,7 @@ class HostFacts(_Fact):
     disks: tuple[Disk, ...] = ()
     services: tuple[Service, ...] = ()
     runtime: dict[str, str | None] = {}
+    drained: bool = False
     interface: str = ""
     infiniband: bool = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sglang_ops.planning import nodes, topology
@@ -39,7 +39,8 @@ class ServicePlan:
     """One service as it shall be. `content` makes the release; `gate` tells how to ask whether it serves.
 
     `link` is the worst link among the GPUs (NV18, PIX, … SYS), "" where there is none or it is not known; `jit` the
-    host's directory of compiled kernels.
+    host's directory of compiled kernels. `gateways` are those in front of a server: their host, their service, and the
+    URL by which they know the server. A gateway's `files` lie beside its unit, and `members` are the servers behind it.
     """
 
     name: str
@@ -59,9 +60,15 @@ class ServicePlan:
     directories: tuple[str, ...] = ()
     jit: str = ""
     secrets: tuple[str, ...] = ()
+    kind: Literal["server", "gateway"] = "server"
+    gateways: tuple[dict[str, str], ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    members: dict[str, list[str]] | None = None
     memory: dict[str, Any] | None = None
     why: str = ""
     deployed_unit: str | None = None
+    deployed_release: str | None = None
+    deployed_stable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,8 @@ def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, 
         return "start", False
     if deployed.release != release or deployed.unit != unit:
         return "restart", False
-    return ("none", True) if deployed.probe.ok else ("check", False)
+    proven = deployed.stable == release  # else a run ended between its start and the end of its soak
+    return ("none" if proven and deployed.probe.ok else "check"), deployed.probe.ok
 
 
 def _outage(action: Action, settings: Settings, deployed: Service | None) -> str:

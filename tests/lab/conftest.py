@@ -65,7 +65,7 @@ class Lab:
         return path
 
     def run(self, verb: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return ops(verb, "-i", str(self.inventory), *arguments, env=self.env, timeout=timeout)
+        return ops(*verb.split(), "-i", str(self.inventory), *arguments, env=self.env, timeout=timeout)
 
     def json(self, verb: str, *arguments: str) -> dict[str, Any]:
         done = self.run(verb, *arguments, "--output", "json")
@@ -105,7 +105,8 @@ def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     state = tmp_path_factory.mktemp("state")
 
     def make(name: str, **options: object) -> Lab:
-        arguments = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        given = [[f"--{key}"] if value is True else [f"--{key}", str(value)] for key, value in options.items()]
+        arguments = [word for words in given for word in words]
         made.append(name)
         done = ops("lab", "up", "--name", name, *arguments, timeout=900)
         assert done.returncode == 0, done.stderr
