@@ -61,8 +61,9 @@ def arm(gate, urls, seconds):
     for url in urls:
         name = timer(gate["name"], url)
         disarm(gate, [url])
-        run("systemd-run", "--quiet", "--collect", "--unit", name, "--on-active", str(seconds), "--on-unit-inactive",
-            str(AGAIN_SECONDS), "--timer-property", "AccuracySec=1s", sys.executable, "-c", SCRIPT,
+        described = "Register %s with %s again, should nobody else" % (url, gate["name"])
+        run("systemd-run", "--quiet", "--collect", "--unit", name, "--description", described,
+            "--on-active", str(seconds), "--on-unit-inactive", str(AGAIN_SECONDS), "--timer-property", "AccuracySec=1s", sys.executable, "-c", SCRIPT,
             gateways.directory(gate["name"]), gate["address"], str(gate["port"]), url, name + ".timer")
 
 

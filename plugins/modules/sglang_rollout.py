@@ -141,10 +141,11 @@ def _brief(name, record):
 
 def target(module):
     """What each service goes back to. Refuses what is unknown here, or cannot run, before anything stops."""
-    wanted = module.params["names"]
     problems, services = [], []
-    for name in [name for name in store.names() if not wanted or name in wanted]:
+    for name in store.names():
         state = store.read_state(name)
+        if not _meant(name, state, module.params["names"], module.params["undo"]):
+            continue
         release, problem = _chosen(name, state, module.params["release"], module.params["undo"])
         if not problem and release != STAY and release:
             problem = missing(name, release, store.read_record(name, release))
@@ -155,6 +156,11 @@ def target(module):
     if problems:
         module.fail_json(msg=" ".join(problems), exit_hint=7, sglang_ops={"kind": "target", "services": []})
     return False, {"services": services}
+
+
+def _meant(name, state, names, undo):
+    """Whether a service is to go back: those that are named, else all but gateways, which serve no release."""
+    return name in names if names else bool(undo) or store.read_record(name, state["release"]).get("kind") != "gateway"
 
 
 def _chosen(name, state, asked, undo):

@@ -57,6 +57,8 @@ def told(console: Console, item: rollouts.Unfinished) -> None:
     console.print(f"Roll-out {item.id} of {', '.join(item.services)}, begun {item.started} by {item.who}.")
     console.print(f"  changed: {', '.join(item.changed) or 'none'}", soft_wrap=True)
     console.print(f"  waiting: {', '.join(item.waiting) or 'none'}", soft_wrap=True)
+    if item.failed:
+        console.print(f"  [red]failed[/] on {', '.join(item.failed)}: correct the deployment and deploy again")
     if item.paused:
         mark = item.paused
         console.print(

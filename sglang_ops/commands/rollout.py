@@ -61,9 +61,8 @@ def status(
             if not open_ones:
                 _common.stderr().print("No roll-out is unfinished.")
             else:
-                _views.following(
-                    [target.command("rollout", "resume"), target.command("rollout", "undo")], _common.stderr()
-                )
+                words = ["undo"] if any(item.failed for item in open_ones) else ["resume", "undo"]
+                _views.following([target.command(f"rollout {word}") for word in words], _common.stderr())
         return code
 
 
