@@ -60,9 +60,16 @@ OWNED_FLAGS = {
 }
 
 
+RESERVED = "ops-"  # units of this tool itself are called sglang-ops-…
+
+
 def slug(text: str) -> str:
     """`text` as the name of a unit: lower-case letters, digits and '-', 48 at most; "" where nothing is left."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
+
+
+def _reserved(name: str) -> str:
+    return f"'{name}' would make the unit sglang-{name}; names that begin with '{RESERVED}' are this tool's own."
 
 
 class Endpoints(Section):
@@ -93,7 +100,7 @@ class Deployment(Section):
     name: str | None = Field(
         None,
         description="The unit and the container are called sglang-<name>. Default: from served_model_name.",
-        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9-]{0,47}$"},
+        json_schema_extra={"pattern": f"^(?!{RESERVED})[a-z0-9][a-z0-9-]{{0,47}}$"},
     )
     hosts: str = Field("all", description="Ansible pattern of the hosts that serve this deployment.")
     image: str = Field("lmsysorg/sglang:latest", description="Container image; resolved to a digest once per run.")
@@ -155,6 +162,8 @@ class Deployment(Section):
         if value is not None and not re.match(r"^[a-z0-9][a-z0-9-]{0,47}\Z", value):
             fix = f"Write '{slug(value)}'." if slug(value) else None
             raise Mistake(f"'{value}' must be lower-case letters, digits and '-', 48 at most.", fix=fix)
+        if value is not None and value.startswith(RESERVED):
+            raise Mistake(_reserved(value), fix=f"Write '{value.removeprefix(RESERVED) or 'model'}'.")
         return value
 
     @field_validator("hosts")
@@ -209,6 +218,13 @@ class Deployment(Section):
     def _has_model(self) -> Deployment:
         if self.hf_model_handle is None and self.checkpoint_path is None and self.command is None:
             raise Mistake("names no model.", fix="Set hf_model_handle or checkpoint_path.")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_name_of_its_own(self) -> Deployment:
+        derived = slug(self.served_model_name)
+        if self.name is None and derived.startswith(RESERVED):
+            raise Mistake(_reserved(derived), fix="Set name to what the unit shall be called, without 'sglang-'.")
         return self
 
     @property
