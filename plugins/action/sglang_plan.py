@@ -19,6 +19,7 @@ except ImportError:  # plain ansible-playbook in a checkout
 from sglang_ops import catalog
 from sglang_ops.action_inputs import deployments_of, hub_token, plain, resolve_once, tagged
 from sglang_ops.errors import OpsError
+from sglang_ops.fleet import RESULT, offers
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
@@ -48,9 +49,15 @@ class ActionModule(ActionBase):
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         deployments = deployments_of(task_vars, self._templar)
         settings = Settings.model_validate(plain(self._task.args))
+        again = settings.offers or settings.asked
+        offered = offers(task_vars["hostvars"], task_vars["ansible_play_hosts"]) if again else {}
         resolved = {image: self._image(image, settings) for image in {item.image for item in deployments}}
         asked = questions(deployments, settings, [image for image, _ in resolved.values() if image])
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
+        for model in asked["models"]:
+            model["offer"] = offered.get((model["repo"], model["revision"]))
+        if settings.offers and not any(model["offer"] for model in asked["models"]):
+            return self._refused(task_vars[RESULT]["sglang_ops"]["plan"]["deferred"])
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
         answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
         if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
@@ -73,6 +80,8 @@ class ActionModule(ActionBase):
         if errors:
             return self._refused([{"check": "image", "message": text} for text in dict.fromkeys(errors)])
         made = plan(wanted, facts, settings).as_dict()
+        if made["undecided"] and settings.peer_port and not again and len(task_vars["ansible_play_hosts"]) > 1:
+            return {"changed": False, "sglang_ops": {"kind": "plan", "plan": _deferred(made)}}
         if made["errors"]:
             return self._refused(made["errors"])
         made["warnings"] = [*made["warnings"], *dict.fromkeys(warnings)]
@@ -92,6 +101,12 @@ class ActionModule(ActionBase):
             "exit_hint": 7,
             "sglang_ops": {"kind": "plan", "plan": {"errors": errors, "warnings": [], "steps": [], "services": []}},
         }
+
+
+def _deferred(made: dict[str, Any]) -> dict[str, Any]:
+    """A plan that is made anew once all hosts have been looked at: one of them may have the model."""
+    step = {"step": "model", "subject": "models", "why": "the hub is out of reach; another host may have them"}
+    return made | {"errors": [], "deferred": made["errors"], "steps": [step]}
 
 
 def _loaded(ref: str, settings: Settings, facts: HostFacts) -> ResolvedImage | None:

@@ -24,6 +24,7 @@ class Settings(BaseModel):
     hf_home: str = "/var/lib/sglang-ops/huggingface"
     hf_endpoint: str = ""
     jit_cache: str = "/var/lib/sglang-ops/jit"
+    peer_port: int = Field(7437, ge=0, le=65535)
     ulimits: tuple[str, ...] = ("memlock=-1", "stack=67108864")
     container_args: tuple[str, ...] = ()
     start_timeout: int = Field(1800, ge=1)
@@ -33,6 +34,8 @@ class Settings(BaseModel):
     strict_arguments: bool = False
     # Whether images of unknown release have been asked in this run: what is still unknown then is refused.
     asked: bool = False
+    # Whether to plan with what other hosts hold, now that all have been looked at: models that the hub does not give.
+    offers: bool = False
 
 
 @dataclass(frozen=True)
