@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NO_INVENTORY := ANSIBLE_INVENTORY_UNPARSED_FAILED=false ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED=false
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo demo-clean test lint unit bench clean
+.PHONY: help venv demo demo-clean test test-slow lint unit bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,9 +24,12 @@ demo: venv ## Two lab hosts, the real SGLang on their CPUs, deployed over SSH, a
 demo-clean: venv ## Remove what `make demo` started
 	$(SUDO) $(BIN)/sglang-ops lab down
 
-test: venv lint ## Every test: lint, unit, roles, command line, and the lab's real hosts (root: for the lab)
+test: venv lint ## The tests: lint, unit, roles, command line, and the lab's real hosts (root: for the lab)
 	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/cli tests/roles tests/unit
-	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/lab # each file has labs of its own
+	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" tests/lab # a file has its own labs
+
+test-slow: venv ## The long ones: real driver packages, matrices of faults, many races, forty hosts (root: for the lab)
+	$(SUDO) $(BIN)/python -m pytest -m slow tests/lab
 
 lint: venv ## ruff, mypy, ansible-lint
 	$(BIN)/ruff check .

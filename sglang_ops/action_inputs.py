@@ -16,12 +16,13 @@ from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.questions import repository
-from sglang_ops.spec import Deployment, check_names, divided, load, load_mapping
+from sglang_ops.spec import Deployment, DeploymentFile, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
 # What a host's variables may say, in the words of the deployment file; one of the first two must be there.
-SECTIONS = ("deployment", "deployments", "env_vars", "execution")
+SECTIONS = ("deployment", "deployments", "env_vars", "execution", "rollout")
+ROLLOUT_VARIABLE = "sglang_ops_rollout"  # what the command line adds: {"options", "resume", "digests"}
 
 
 def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployment, ...]:
@@ -30,22 +31,41 @@ def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployme
     `deployment_overrides` of the host is laid over them; `hosts` of a deployment says whether it is meant for this
     one. Raises SpecErrors, PreflightError.
     """
+    return meant_for(files_of(task_vars, templar), task_vars)
+
+
+def files_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[DeploymentFile, ...]:
+    """The deployment files behind `deployments_of`. Raises SpecErrors, PreflightError."""
     overrides = plain(templar.template(task_vars.get("deployment_overrides") or {}))
     paths = plain(templar.template(task_vars.get(FILES_VARIABLE) or []))
-    if paths:
-        files = [load(Path(path)) for path in paths]
-        if overrides:  # which of them changes which file is known only once the files are
-            parts = divided(files, overrides)
-            files = [load(Path(path), host_overrides=part) for path, part in zip(paths, parts, strict=True)]
-    else:
+    if not paths:
         given = {key: plain(templar.template(task_vars[key])) for key in SECTIONS if key in task_vars}
         if not given.keys() & set(SECTIONS[:2]):
             fix = "Pass a file with --config (or -e @deployment.yaml), or set the variable `deployment`."
             raise PreflightError("there is no deployment to work on.", fix=fix)
-        files = [load_mapping(given, f"variable `{next(iter(given))}`", host_overrides=overrides)]
+        return (load_mapping(given, f"variable `{next(iter(given))}`", host_overrides=overrides),)
+    files = [load(Path(path)) for path in paths]
+    if overrides:  # which of them changes which file is known only once the files are
+        parts = divided(files, overrides)
+        files = [load(Path(path), host_overrides=part) for path, part in zip(paths, parts, strict=True)]
+    return tuple(files)
+
+
+def meant_for(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> tuple[Deployment, ...]:
+    """The deployments of `files` for this host. Raises SpecErrors, PreflightError."""
     found = [deployment for file in files for deployment in file.services]
     check_names(found)
     return tuple(deployment for deployment in found if _meant_for(deployment, task_vars))
+
+
+def evaluated_file(task_vars: Mapping[str, Any], templar: Any, deployment: Deployment) -> DeploymentFile:
+    """The file that the deployment stands in, for its `evaluation:`. Raises SpecErrors, PreflightError."""
+    for path in plain(templar.template(task_vars.get(FILES_VARIABLE) or [])):
+        file = load(Path(path))
+        if any(item.service_name == deployment.service_name for item in file.services):
+            return file
+    given = {key: plain(templar.template(task_vars[key])) for key in (*SECTIONS, "evaluation") if key in task_vars}
+    return load_mapping(given, "the variable `evaluation`")
 
 
 def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[str, str]:
@@ -144,7 +164,10 @@ def _resolve(ref: str, insecure: Sequence[str]) -> dict[str, Any]:
         return {"error": type(error).__name__, "message": error.message, "fix": error.fix}
     release = catalog.release_of(ref) or _release_behind(found, ref, insecure)
     return {
-        "ref": ref, "digest_ref": found.digest_ref, "size_bytes": found.size_bytes or 0, "release": release,
+        "ref": ref,
+        "digest_ref": found.digest_ref,
+        "size_bytes": found.size_bytes or 0,
+        "release": release,
     }
 
 

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from sglang_ops import __version__
 from sglang_ops.errors import ExitCode, OpsError
 
-SERVE, LOOK, PREPARE = "Serve", "Look", "Prepare"
+SERVE, LOOK, MEASURE, PREPARE = "Serve", "Look", "Measure", "Prepare"
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,17 @@ class Verb:
 VERBS = {
     "deploy": Verb("deploy", "Bring a deployment onto the hosts and wait until it serves.", SERVE),
     "plan": Verb("plan", "Show what deploy would do on each host, and why.", SERVE),
+    "rollback": Verb("rollback", "Return to a release of before.", SERVE),
+    "rollout": Verb("rollout", "See how far a roll-out is, pause it, let it go on, or take it back.", SERVE),
     "restart": Verb("restart", "Restart a service and wait until it serves again.", SERVE),
     "stop": Verb("stop", "Stop a service after the requests in flight.", SERVE),
     "remove": Verb("remove", "Stop a service and take its unit away.", SERVE),
     "verify": Verb("verify", "Ask every service the questions of the gate.", LOOK),
     "status": Verb("status", "Show what runs on the hosts.", LOOK),
     "logs": Verb("logs", "Print the logs of the services of all hosts.", LOOK),
-    "history": Verb("history", "List the runs of this machine.", LOOK),
+    "lock": Verb("lock", "See who is at work on the hosts, and release a lock.", LOOK),
+    "history": Verb("history", "List the runs of this machine, or the releases of its hosts.", LOOK),
+    "evaluate": Verb("evaluate", "Measure the quality of a deployed model where it runs.", MEASURE),
     "doctor": Verb("doctor", "Say whether each host is fit to serve: every problem at once, with its remedy.", PREPARE),
     "provision": Verb(
         "provision", "Make bare GPU hosts ready to serve: driver, container engine, model cache.", PREPARE

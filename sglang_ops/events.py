@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from sglang_ops import causes
-from sglang_ops.errors import ExitCode, OpsError, UsageError
+from sglang_ops.errors import ExitCode, LockedError, OpsError, UsageError
 
 Event = Mapping[str, Any]
 
@@ -110,6 +110,7 @@ class RunState:
     started: bool = False
     finished: bool = False
     no_hosts: bool = False
+    lost: str = ""  # why this run does not have the lock of a host any more
     messages: list[str] = field(default_factory=list)
     diffs: list[tuple[str, str]] = field(default_factory=list)
 
@@ -134,6 +135,7 @@ class RunState:
         """One line of the progress file: {"host", "step", "detail"}."""
         host = self._host(str(line["host"]), now)
         step = str(line.get("step", ""))
+        self.lost = f"the lock of {host.name} was lost: {line['lost']}." if "lost" in line else self.lost
         if step == host.step or step not in host.steps:  # a line of a step that is over came late
             host.enter(step, now, str(line.get("detail", "")))
 
@@ -148,6 +150,8 @@ class RunState:
 
     def require_hosts(self, limit: str | None) -> None:
         """Raise unless the run really happened: Ansible returns 0 for "no hosts matched"."""
+        if self.lost:
+            raise LockedError(self.lost, fix="See who is at work: sglang-ops lock status")
         if (self.no_hosts or self.finished) and not self.hosts:  # a later play may well have no hosts
             raise UsageError("No hosts matched: the inventory holds no host for this playbook.", fix=_FIX_INVENTORY)
         if not self.finished:
@@ -227,7 +231,8 @@ def _executions(name: str, data: Mapping[str, Any], result: Mapping[str, Any]) -
     action = str(data.get("resolved_action") or data.get("task_action") or "")
     if action in CONTROLLER_ACTIONS or (name in ("runner_on_ok", "runner_on_failed") and "results" in result):
         return 0
-    return sum(int(item.get("executions", 1)) for item in _own_results(result)) or 1
+    own = _own_results(result)
+    return sum(int(item.get("executions", 1)) for item in own) if own else 1
 
 
 def _own_results(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -66,7 +66,7 @@ def _pulled(host: HostState) -> Iterator[Model]:
             named[source["repo"], str(source.get("commit") or "")] = source["repo"] in missing
     for (repo, commit), fetched in named.items():
         giver, origin = (str((result.get(key) or {}).get(repo, "")) for key in ("peers", "origins"))
-        yield Model(repo, commit, fetched, sizes.get(repo, 0), giver, origin)
+        yield Model(repo, commit, fetched, sizes.get(repo, 0), giver, origin or giver)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def tree(leaders: Iterable[int]) -> dict[int, str]:
     queue = list(leaders)
     while queue:
         pid = queue.pop()
-        birth = _birth(pid)
+        birth = born(pid)
         if birth and pid not in found:
             found[pid] = birth
             queue += children(pid)
@@ -44,12 +44,13 @@ def in_sessions(leaders: Iterable[int]) -> dict[int, str]:
 def kill(known: Mapping[int, str]) -> None:
     """Kill those that are still the processes they were."""
     for pid, birth in known.items():
-        if _birth(pid) == birth:
+        if born(pid) == birth:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _birth(pid: int) -> str:
+def born(pid: int) -> str:
+    """When a process began, in ticks since boot; "" if there is none, or no /proc."""
     fields = _stat(pid)
     return fields[BIRTH] if fields else ""
 

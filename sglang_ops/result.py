@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sglang_ops.drift import Drift, drift
 from sglang_ops.errors import ExitCode
 from sglang_ops.events import Failure, HostState, RunState
 from sglang_ops.handed import brought, foreseen
+from sglang_ops.rolled import Rolled
 
 UNTOUCHED = ("none", "check")  # actions of a service that is as it should be
 
@@ -55,6 +57,11 @@ class Host:
     failure: Failure | None = None
     kernels: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def release(self) -> str | None:
+        """What this host runs now; of several services every one's, joined by commas."""
+        return ",".join(service.release or "none" for service in self.services) or None
+
     @classmethod
     def from_state(cls, state: HostState, *, check: bool = False) -> Host:
         services = tuple(_services(state, check=check))
@@ -66,6 +73,7 @@ class Host:
     def as_dict(self) -> dict[str, Any]:
         data = asdict(self)
         failure = data.pop("failure")
+        data["release"] = self.release
         if failure:
             data["failure"] = {key: failure[key] for key in ("step", "cause", "log")}
         return data
@@ -83,21 +91,27 @@ class Deployed:
     seconds: float
     check: bool = False
     interrupted: bool = False
+    rolled: Rolled | None = None
 
     @classmethod
     def from_run(
         cls, state: RunState, *, run: str, seconds: float, check: bool = False, interrupted: bool = False
     ) -> Deployed:
         hosts = tuple(Host.from_state(host, check=check) for host in state.hosts.values())
+        rolled = Rolled.from_run(state, seconds)
+        code = state.exit_code()
+        if code is ExitCode.DONE and rolled and rolled.paused:
+            code = ExitCode.PENDING
         return cls(
             hosts=hosts,
             steps=tuple(step for host in state.hosts.values() for step in _steps(host, state)),
             warnings=tuple(dict.fromkeys(text for host in state.hosts.values() for text in _warnings(host))),
-            exit_code=ExitCode.INTERRUPTED if interrupted else state.exit_code(),
+            exit_code=ExitCode.INTERRUPTED if interrupted else code,
             run=run,
             seconds=round(seconds, 2),
             check=check,
             interrupted=interrupted,
+            rolled=rolled,
         )
 
     @property
@@ -117,6 +131,7 @@ class Deployed:
             "hosts": [host.as_dict() for host in self.hosts],
             "steps": [asdict(step) for step in self.steps],
             "warnings": list(self.warnings),
+            "rollout": self.rolled.as_dict() if self.rolled and not self.check else None,
             "seconds": self.seconds,
             "run": self.run,
         }
@@ -174,6 +189,7 @@ class Status:
     unmanaged: tuple[Mapping[str, Any], ...]
     exit_code: ExitCode
     failures: tuple[Failure, ...] = field(default=())
+    drift: tuple[Drift, ...] = ()
 
     @classmethod
     def from_run(cls, state: RunState) -> Status:
@@ -184,7 +200,9 @@ class Status:
                 for item in host.result("status").get(key) or []
             )
 
-        return cls(tagged("services"), tagged("unmanaged"), state.exit_code(), tuple(state.failures))
+        services = tagged("services")
+        answered = [host.name for host in state.hosts.values() if host.results.get("status")]
+        return cls(services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), drift(services, answered))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -192,6 +210,7 @@ class Status:
             "exit_code": int(self.exit_code),
             "services": list(self.services),
             "unmanaged": list(self.unmanaged),
+            "drift": [asdict(item) for item in self.drift],
             "failures": [asdict(failure) | {"exit_code": int(failure.exit_code)} for failure in self.failures],
         }
 
@@ -219,9 +238,11 @@ def log_lines(state: RunState) -> tuple[LogLine, ...]:
 def _services(host: HostState, *, check: bool) -> Iterator[Service]:
     """What is planned, overlaid with what was done and with what the gate saw."""
     merged: dict[str, dict[str, Any]] = {}
-    for service in (host.result("plan").get("plan") or {}).get("services") or []:
+    planned = host.result("plan").get("plan") or host.result("target")
+    for service in planned.get("services") or []:
         begun = check or service.get("action") in UNTOUCHED
-        merged[service["name"]] = {**service, **({} if begun else {"action": "pending"})}
+        waits = {"action": "pending", "release": service.get("deployed_release")}
+        merged[service["name"]] = {**service, **({} if begun else waits)}
     for service in host.result("service").get("services") or []:
         merged.setdefault(service["name"], {}).update(service)
     for service in host.result("gate").get("services") or []:

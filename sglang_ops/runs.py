@@ -29,7 +29,7 @@ import yaml
 
 KEPT_CHANGES = 200  # newest runs kept of the verbs that change hosts
 KEPT_READS = 50  # and of those that only look: a status every minute must not push the deploys out
-READS = frozenset({"plan", "status", "logs", "verify"})
+READS = frozenset({"plan", "status", "logs", "verify", "history", "lock_status", "rollout_status"})
 HIDDEN = "(hidden)"
 SHORTEST_SECRET = 6  # shorter values would blacken ordinary words
 EVENT_KEYS = ("event", "created", "counter")

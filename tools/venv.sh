@@ -18,4 +18,4 @@ if ! "$python" -c 'import ensurepip' 2>/dev/null; then
 fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "Installing sglang-ops and what it is tested with into $venv ..." >&2
-"$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable '.[demo,dev]'
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable '.[demo,dev,mlflow]'

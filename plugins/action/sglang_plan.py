@@ -17,12 +17,13 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops import catalog
-from sglang_ops.action_inputs import deployments_of, hub_token, plain, resolve_once, tagged
+from sglang_ops.action_inputs import ROLLOUT_VARIABLE, files_of, hub_token, meant_for, plain, resolve_once, tagged
 from sglang_ops.errors import OpsError
 from sglang_ops.fleet import RESULT, offers
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
+from sglang_ops.rollout_run import RunRollout
 
 # Ansible loads this before it forks a worker for each host: they need not look through, and so copy, what is loaded.
 gc.freeze()
@@ -47,17 +48,20 @@ class ActionModule(ActionBase):
             return result | self._refused([{"check": "deployment", "message": message}])
 
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
-        deployments = deployments_of(task_vars, self._templar)
-        settings = Settings.model_validate(plain(self._task.args))
-        again = settings.offers or settings.asked
-        offered = offers(task_vars["hostvars"], task_vars["ansible_play_hosts"]) if again else {}
-        resolved = {image: self._image(image, settings) for image in {item.image for item in deployments}}
+        files = files_of(task_vars, self._templar)
+        deployments = meant_for(files, task_vars)
+        given = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
+        run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | given)
+        run.check_size(len(task_vars.get("ansible_play_hosts_all") or ()))
+        settings = Settings.model_validate(plain(self._task.args) | run.timeouts)
+        images = {item.image for item in deployments}
+        resolved = {image: self._image(image, settings, run.digests.get(image)) for image in images}
         asked = questions(deployments, settings, [image for image, _ in resolved.values() if image])
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
-        for model in asked["models"]:
-            model["offer"] = offered.get((model["repo"], model["revision"]))
-        if settings.offers and not any(model["offer"] for model in asked["models"]):
-            return self._refused(task_vars[RESULT]["sglang_ops"]["plan"]["deferred"])
+        before = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
+        in_vain = _offer(asked["models"], before, task_vars)
+        if in_vain:
+            return self._refused(in_vain)
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
         answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
         if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
@@ -79,15 +83,21 @@ class ActionModule(ActionBase):
                 wanted.append(Wanted(item, image, Secrets.of(item, os.environ)))
         if errors:
             return self._refused([{"check": "image", "message": text} for text in dict.fromkeys(errors)])
+        changed = run.changed(deployments, facts)
+        if changed:
+            return self._refused([{"check": "rollout", "message": text} for text in changed])
         made = plan(wanted, facts, settings).as_dict()
-        if made["undecided"] and settings.peer_port and not again and len(task_vars["ansible_play_hosts"]) > 1:
-            return {"changed": False, "sglang_ops": {"kind": "plan", "plan": _deferred(made)}}
         if made["errors"]:
-            return self._refused(made["errors"])
+            others = settings.peer_port and len(task_vars["ansible_play_hosts"]) > 1
+            return _deferred(made) if made["undecided"] and others and not before else self._refused(made["errors"])
+        made["rollout"] = run.of_host(wanted, made["services"], settings)
         made["warnings"] = [*made["warnings"], *dict.fromkeys(warnings)]
-        return {"changed": False, "sglang_ops": {"kind": "plan", "plan": made}}
+        generation = answer["facts"]["generation"]
+        return {"changed": False, "generation": generation, "sglang_ops": {"kind": "plan", "plan": made}}
 
-    def _image(self, ref: str, settings: Settings) -> tuple[ResolvedImage | None, str | None]:
+    def _image(self, ref: str, settings: Settings, pinned: str | None) -> tuple[ResolvedImage | None, str | None]:
+        if pinned:  # a roll-out that goes on keeps its digest, wherever the tag is by now
+            return ResolvedImage(ref, pinned, release=catalog.release_of(ref) or ""), None
         try:
             return resolve_once(ref, settings, Path(C.DEFAULT_LOCAL_TMP)), None
         except RegistryUnreachable as error:
@@ -106,7 +116,19 @@ class ActionModule(ActionBase):
 def _deferred(made: dict[str, Any]) -> dict[str, Any]:
     """A plan that is made anew once all hosts have been looked at: one of them may have the model."""
     step = {"step": "model", "subject": "models", "why": "the hub is out of reach; another host may have them"}
-    return made | {"errors": [], "deferred": made["errors"], "steps": [step]}
+    later = made | {"errors": [], "deferred": made["errors"], "steps": [step]}
+    return {"changed": False, "sglang_ops": {"kind": "plan", "plan": later}}
+
+
+def _offer(models: list[dict[str, Any]], before: dict[str, Any] | None, task_vars: dict[str, Any]) -> Any:
+    """Ask for models together with what other hosts hold of them, once all have been planned.
+
+    Returns why a plan that was deferred is refused, [] where it is not.
+    """
+    offered = offers(task_vars["hostvars"], task_vars["ansible_play_hosts"]) if before else {}
+    for model in models:
+        model["offer"] = offered.get((model["repo"], model["revision"]))
+    return [] if any(model["offer"] for model in models) else (before or {}).get("deferred") or []
 
 
 def _loaded(ref: str, settings: Settings, facts: HostFacts) -> ResolvedImage | None:

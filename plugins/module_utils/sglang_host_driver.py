@@ -22,6 +22,9 @@ from ansible.module_utils.sglang_host_systemd import show
 NOUVEAU = "/etc/modprobe.d/sglang-ops-nouveau.conf"
 NOUVEAU_TEXT = "# GPUs are NVIDIA's driver's.\nblacklist nouveau\noptions nouveau modeset=0\n"
 _PCI = "/sys/bus/pci/devices"
+# Packages that hold a part of the driver, as the distributions and NVIDIA name them.
+_PART = re.compile(r"(lib)?nvidia-(driver|kernel|dkms|headless|utils|open|compute|smi)|linux-modules-nvidia-|"
+                   r"a?kmod-nvidia|cuda-drivers")
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,10 @@ def refused(found, wanted, options, policy):
     if not found.devices and policy.require_gpu:
         return ("There is no NVIDIA GPU on the PCI bus (lspci -nn -d 10de:). Take the host out of the inventory, or "
                 "set nvidia_driver_require_gpu: false to install the driver all the same.")
+    if found.loaded and not any(_PART.match(name) for name in found.installed):
+        return ("Driver %s runs here, and no package holds it: NVIDIA's .run file or the provider's image brought it. "
+                "Set nvidia_driver_source: preinstalled to keep it, or remove it first (nvidia-uninstall)."
+                % found.loaded)
     if found.secure_boot and wanted.builds and not found.loaded and not policy.enrol:
         signed = "set nvidia_driver_source: distribution, whose modules Canonical signs; " \
             if found.system.distribution == "ubuntu" else ""

@@ -10,8 +10,10 @@ from ansible.module_utils import sglang_host_files as files
 from ansible.module_utils import sglang_host_kernels as kernels
 from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils import sglang_host_loads as loads
+from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import NOT_FOUND, free_bytes, run
@@ -87,6 +89,8 @@ def services(with_loads):
         word = systemd.state(properties)
         layers = probe.ask(record["gate"], properties, quick=True) if word == "active" and record else []
         service = dict(state, name=name, record=record, unit=store.read_text(store.unit_path(name)), state=word)
+        service["rollout"] = rollouts.read(name)
+        service["released_unit"] = store.release_unit(name, state["release"]) if state["release"] else None
         service["probe"] = {"ok": bool(layers) and all(layer["ok"] for layer in layers), "layers": layers}
         if with_loads:
             service.update(loads.of(record, properties, service["probe"]["ok"]))
@@ -120,12 +124,14 @@ def loaded_images(asked, data_root):
 
 def gather(asked):
     """`sglang_ops.planning.facts.HostFacts`, less the host's name, for the parameters of the module."""
+    generation = lock.generation()  # first: what others change while this one looks counts as changed
     found, error = gpus()
     engine = engines.facts(asked["engine"], asked["insecure_registries"], asked["wants_cdi"])
     known = store.runtime_environment() if asked["runtime"] else {}
     tokens = asked["tokens"] or [""] * len(asked["models"])
     from_files = loaded_images(asked, engine["data_root"]) if asked.get("unresolved") and engine["version"] else {}
     return {
+        "generation": generation,
         "gpus": found,
         "gpu_error": error,
         "topology": topology() if asked.get("topology") and len(found) > 2 else "",

@@ -20,14 +20,14 @@ def of(record, properties, answers):
         "tokens_per_second": None,
     }
     if answers and record:
-        found.update(_loads(record["gate"]))
+        found.update(now(record["gate"]))
     return found
 
 
-def _loads(gate):
-    """/v1/loads, SGLang 0.5.10 and later; one entry per data-parallel rank."""
+def now(gate, timeout=10):
+    """/v1/loads, SGLang 0.5.10 and later; one entry per data-parallel rank. {} where the server does not say."""
     try:
-        status, text = probe.get(gate, "/v1/loads", 10)
+        status, text = probe.get(gate, "/v1/loads", timeout)
         ranks = json.loads(text)["loads"] if status == 200 else []
     except (OSError, ValueError, KeyError, TypeError):
         ranks = []

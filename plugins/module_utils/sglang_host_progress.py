@@ -20,6 +20,7 @@ import subprocess
 import threading
 import time
 
+from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils.sglang_host_command import Output, environment
 
 DIRECTORY = "/run/sglang-ops"  # in memory; holds no secrets, so the connection's plain user may read it
@@ -28,6 +29,7 @@ _WRITE_SECONDS = 0.3
 _WATCH_SECONDS = 0.5
 _KILL_SECONDS = 5
 _GENTLE_SECONDS = 120
+_READS = ("gate",)  # looks, and changes nothing that the next operator might not meet
 _LINE_END = re.compile(r"[\r\n]+")
 
 
@@ -49,8 +51,10 @@ class Progress:
         self._last = ("", 0.0)
         self._previous = {}  # type: dict[int, object]
         self._over = threading.Event()
+        self._working = lock.working(unless=not token or step in _READS)
 
     def __enter__(self) -> Progress:
+        self._working.__enter__()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGHUP):
                 self._previous[number] = signal.signal(number, self._leave)
@@ -59,6 +63,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        self._working.__exit__(None, None, None)
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         if self._path:

@@ -26,6 +26,26 @@ options:
     description: Wait for the answers as long as each record's C(start_timeout) allows, then soak.
     type: bool
     default: true
+  phase:
+    description:
+      - V(all) waits, soaks and remembers the release as stable. Where requests come only through a gateway, V(gate)
+        waits, then the service is admitted, and V(soak) watches it under that traffic and remembers it.
+    type: str
+    choices: [all, gate, soak]
+    default: all
+  passed:
+    description: With O(phase=soak), what O(phase=gate) said of the services.
+    type: list
+    elements: dict
+    default: []
+  quality:
+    description: A question with a known answer (C(prompt), C(expect), C(max_tokens)) for what serves; empty is none.
+    type: dict
+    default: {}
+  rolled_back:
+    description: With O(failure), whether the services were put back before.
+    type: bool
+    default: true
   features:
     description: What each service that serves shall show beyond that; each is a further layer.
     type: list
@@ -60,105 +80,15 @@ import time
 from ansible.module_utils import sglang_host_causes as causes
 from ansible.module_utils import sglang_host_features as features
 from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_quality as quality
+from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_progress import Progress
+from ansible.module_utils.sglang_host_wait import wait_for
 
-POLL_SECONDS = 1.0
 LOG_LINES = 30
-
-
-def crashed(first, now):
-    """Why a unit that was started counts as crashed, "" while it does not. Pure.
-
-    `first` and `now` are systemd's properties at the start of the wait and at this moment.
-    """
-    state = systemd.state(now)
-    code = now.get("ExecMainStatus", "0")
-    if state in ("failed", "inactive"):
-        result = now.get("Result", "")
-        return "the unit is %s (%s, exit code %s)" % (state, result, code)
-    if state == "restarting" or now.get("NRestarts", "0") != first.get("NRestarts", "0"):
-        return "the server ended with exit code %s and systemd restarts it" % code
-    if first.get("InvocationID") and now.get("InvocationID") != first.get("InvocationID"):
-        return "the server was restarted by someone else while it was being checked"
-    return ""
-
-
-class Wait:
-    """The wait for one service, fed with systemd's properties about once a second."""
-
-    def __init__(self, gate, first):
-        self.gate, self.first = gate, first
-        self.started = time.monotonic()
-        self.passed_at = None
-        self.layers, self.why = [], ""
-
-    def step(self, now):
-        """True when the service has passed or failed for good."""
-        waited = time.monotonic() - self.started
-        self.why = crashed(self.first, now)
-        if self.why:
-            if self.passed_at is not None:
-                self.layers = [item for item in self.layers if item["ok"]]
-                self.why = "%s, %.0f s after it had passed" % (self.why, time.monotonic() - self.passed_at)
-                self.layers.append(probe.layer("quiet", False, self.why))
-            else:
-                self.layers = [probe.layer("unit", False, self.why)]
-            return True
-        if self.passed_at is None:
-            self.layers = probe.ask(self.gate, now)
-            if all(item["ok"] for item in self.layers):
-                self.passed_at = time.monotonic()
-            elif final(self.layers[-1]):
-                self.why = self.layers[-1]["detail"]
-                return True
-            elif waited > self.gate["start_timeout"]:
-                last = self.layers[-1]
-                limit = self.gate["start_timeout"]
-                self.why = "not serving after %d s: %s: %s" % (limit, last["name"], last["detail"])
-                return True
-        if self.passed_at is None or time.monotonic() - self.passed_at < self.gate["soak"]:
-            return False
-        detail = "no restart in %d s" % self.gate["soak"] if self.gate["soak"] else "not asked (soak is 0)"
-        self.layers.append(probe.layer("quiet", True, detail))
-        return True
-
-    @property
-    def seconds(self):
-        """From the start of the wait to the first time that every layer passed."""
-        return (self.passed_at or time.monotonic()) - self.started
-
-    def detail(self):
-        """What the wait is for, in a few words."""
-        if self.passed_at is not None:
-            return "soaking"
-        if self.layers and self.layers[-1]["name"] == "port":
-            phase = causes.phase(systemd.journal(self.gate["name"], self.first, 20))
-            return phase or "starting"
-        last = self.layers[-1] if self.layers else {"name": "unit", "detail": "starting"}
-        return "waiting for %s: %s" % (last["name"], last["detail"])
-
-
-def final(last):
-    """Whether waiting longer cannot help: the server answers, and answers wrongly."""
-    passing = (" answers 5", "in time")
-    return last["name"] in ("model", "answer", "capacity") and not any(word in last["detail"] for word in passing)
-
-
-def wait_for(gates, progress):
-    """[Wait] of each; returns when every service has passed or failed."""
-    shown = systemd.show([gate["name"] for gate in gates])
-    waits = [Wait(gate, shown.get(gate["name"], {})) for gate in gates]
-    open_waits = list(waits)
-    while open_waits:
-        shown = systemd.show([wait.gate["name"] for wait in open_waits])
-        open_waits = [wait for wait in open_waits if not wait.step(shown.get(wait.gate["name"], {}))]
-        if open_waits:
-            progress.report("; ".join(wait.detail() for wait in open_waits))
-            time.sleep(POLL_SECONDS)
-    return waits
 
 
 def ask_once(gates):
@@ -201,12 +131,12 @@ def deployed_gates(names, running=False):
     return gates
 
 
-def after_rollback(failure, names, results):
+def after_rollback(failure, names, results, rolled_back=True):
     """The failure that is told after a rollback: what failed, why, and what serves now. Pure.
 
     `results` are the gate's for what was started again; a service without one serves nothing.
     """
-    serving = {result["name"]: result["release"] for result in results if result["ok"]}
+    serving = {result["name"]: result["release"] for result in results if result["ok"] and rolled_back}
     told = {item["name"]: item for item in (failure.get("sglang_ops") or {}).get("services", []) if "ok" in item}
     cause = failure.get("msg") or "the deployment failed"
     log = (failure.get("sglang_ops") or {}).get("log", [])
@@ -215,7 +145,9 @@ def after_rollback(failure, names, results):
              rolled_back_to=None if name in told and told[name]["ok"] else serving.get(name))
         for name in names
     ]
-    if all(name in serving for name in names):
+    if not rolled_back:
+        hint, end = 4, "auto_rollback is false: %s stays as it is, behind no gateway." % ", ".join(names)
+    elif all(name in serving for name in names):
         back = ["%s serves release %s again" % (item["name"], serving[item["name"]])
                 for item in services if item["rolled_back_to"]]
         hint, end = 3, "Rolled back: %s." % ", ".join(back)
@@ -226,14 +158,47 @@ def after_rollback(failure, names, results):
             "sglang_ops": {"kind": "gate", "services": services}}
 
 
-def remember(results, seconds):
-    """A release that passed is the one to go back to; how long it took to serve tells the next plan."""
+def remember(results, seconds, paused):
+    """A release that passed is the one to go back to; how long it took to serve tells the next plan.
+
+    A roll-out that this host leaves in doubt is paused on it, for whoever looks next.
+    """
     for result in results:
-        state = store.read_state(result["name"])
-        if result["ok"] and state["release"] == result["release"] and state["stable"] != state["release"]:
-            took = round(seconds[result["name"]])
-            store.write_state(result["name"], dict(state, stable=state["release"], start_seconds=took))
-            store.prune_releases(result["name"], keep={state["release"]})
+        name, state = result["name"], store.read_state(result["name"])
+        if not result["ok"] or state["release"] != result["release"]:
+            continue
+        record = rollouts.read(name)
+        if paused and record:
+            rollouts.write(name, dict(record, paused=paused))
+        else:
+            rollouts.finish(name)
+        rollouts.result(name, result["release"], "stable")
+        if state["stable"] != state["release"]:
+            store.write_state(name, dict(state, stable=state["release"], start_seconds=round(seconds[name])))
+            before = rollouts.last_stable(name, state)
+            store.prune_releases(name, keep={state["release"], before})
+
+
+def judge(gate, layers, asked):
+    """The layer `quality` of a service that serves, and the mark of a pause where that is inconclusive."""
+    if not asked or not all(item["ok"] for item in layers):
+        return [], None
+    word, why = quality.verdict(gate, asked)
+    detail = "%s: %s" % (word, why)
+    paused = {"who": "rollout.gate", "since": round(time.time()), "why": detail}
+    return [probe.layer("quality", word != quality.NO_GO, detail)], paused if word == quality.INCONCLUSIVE else None
+
+
+def judged(waits, asked):
+    """What was asked of each service, quality included, and the mark of a pause, if one of them is in doubt."""
+    found, paused = [], None
+    for wait in waits:
+        layers, mark = judge(wait.gate, wait.layers, asked)
+        if layers and not layers[0]["ok"]:
+            wait.why = "quality: %s" % layers[0]["detail"]
+        paused = paused or mark
+        found.append((wait.gate, wait.layers + layers, wait.why, wait.first))
+    return found, paused
 
 
 def main():
@@ -242,6 +207,10 @@ def main():
             "services": {"type": "list", "elements": "dict", "default": []},
             "names": {"type": "list", "elements": "str", "default": []},
             "wait": {"type": "bool", "default": True},
+            "phase": {"type": "str", "choices": ["all", "gate", "soak"], "default": "all"},
+            "passed": {"type": "list", "elements": "dict", "default": []},
+            "quality": {"type": "dict", "default": {}},
+            "rolled_back": {"type": "bool", "default": True},
             "features": {"type": "list", "elements": "str", "default": [], "choices": sorted(features.FEATURES)},
             "failure": {"type": "dict"},
             "progress_token": {"type": "str", "no_log": False},
@@ -251,18 +220,26 @@ def main():
     if module.check_mode and module.params["wait"]:
         module.exit_json(changed=False, sglang_ops={"kind": "gate", "services": []}, msg="not verified (check mode)")
     gates = module.params["services"] or deployed_gates(module.params["names"], running=bool(module.params["failure"]))
+    phase, paused = module.params["phase"], None
     if module.params["wait"]:
         with Progress(module.params["progress_token"], step="gate") as progress:
-            waits = wait_for(gates, progress)
-        asked = [(wait.gate, wait.layers, wait.why, wait.first) for wait in waits]
+            waits = wait_for(gates, progress, phase, module.params["passed"])
+        asked, paused = judged(waits, module.params["quality"])
     else:
         asked = ask_once(gates)
     results = [outcome(*with_features(module.params["features"], *item)) for item in asked]
-    if module.params["wait"]:
-        remember(results, {wait.gate["name"]: wait.seconds for wait in waits})
+    if module.params["wait"] and phase == "gate":
+        starts = {wait.gate["name"]: {"seconds": wait.seconds, "invocation": wait.first.get("InvocationID"),
+                                      "restarts": wait.first.get("NRestarts", "0")} for wait in waits}
+        results = [dict(result, **starts[result["name"]]) for result in results]
+    elif module.params["wait"]:
+        remember(results, {wait.gate["name"]: wait.seconds for wait in waits}, paused)
     if module.params["failure"]:
-        module.fail_json(**after_rollback(module.params["failure"], module.params["names"], results))
+        module.fail_json(**after_rollback(module.params["failure"], module.params["names"], results,
+                                          module.params["rolled_back"]))
     report = {"kind": "gate", "services": results}
+    if paused:
+        report["paused"] = paused
     failed = [result for result in results if not result["ok"]]
     if failed and module.params["wait"]:
         causes_text = "; ".join("%s: %s" % (result["name"], result["cause"]) for result in failed)

@@ -12,7 +12,7 @@ description:
   - Supports check mode and returns the unit's diff.
 options:
   state:
-    description: V(present) deploys, V(rolled_back) returns to the stable release of each service.
+    description: V(present) deploys, V(rolled_back) returns to the release C(to) of a service, else its stable one.
     type: str
     choices: [present, restarted, stopped, absent, rolled_back]
     default: present
@@ -35,6 +35,14 @@ options:
     description: By service, variables to read from C(/etc/sglang-ops/runtime.env) on the host.
     type: dict
     default: {}
+  change:
+    description: Who changes a release, and in which roll-out, for the history of the host (C(who), C(rollout)).
+    type: dict
+    default: {}
+  drain_timeout:
+    description: Seconds for the requests in flight before a server is ended; C(0) leaves it to its unit.
+    type: int
+    default: 0
   purge:
     description: With V(absent), also delete what the services alone used (images, compiled kernels).
     type: bool
@@ -58,13 +66,17 @@ sglang_ops:
 import os
 
 from ansible.module_utils import sglang_host_jit as jit
+from ansible.module_utils import sglang_host_lock as lock
+from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_command import run
+from ansible.module_utils.sglang_host_units import Host
 
 # Stopping waits for requests in flight; systemd itself ends it at the unit's TimeoutStopSec.
-RECORD = ("name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate", "memory", "jit")
+RECORD = ("name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate", "memory", "jit",
+          "gateways")
 ACTIVE = ("active", "activating", "deactivating", "reloading", "restarting")
 
 
@@ -92,53 +104,6 @@ def observe(names):
     }
 
 
-class Host:
-    """Applies steps to the host, or only tells them in check mode."""
-
-    def __init__(self, module):
-        self.module = module
-        self.check = module.check_mode
-        self.changed = False
-        self.diffs = []
-        self.reload = False
-
-    def write_unit(self, name, before, after):
-        self.changed = self.reload = True
-        path = store.unit_path(name)
-        self.diffs.append({"before_header": path, "after_header": path, "before": before or "", "after": after or ""})
-        if self.check:
-            return
-        if after is None:
-            os.unlink(path)
-        else:
-            store.write_atomic(path, after)
-
-    def daemon_reload(self):
-        if self.reload and not self.check:
-            self.systemctl("daemon-reload")
-        self.reload = False
-
-    def systemctl(self, *arguments):
-        self.changed = self.changed or arguments[0] not in ("daemon-reload", "reset-failed")
-        error = "" if self.check else systemd.systemctl(*arguments)
-        if error and arguments[0] in ("start", "stop", "enable"):
-            name = arguments[-1][: -len(".service")]
-            log = systemd.journal(name, systemd.show([name]).get(name, {}))
-            self.module.fail_json(msg="systemctl %s failed: %s" % (" ".join(arguments), error), changed=True,
-                                  sglang_ops={"kind": "service", "services": [], "log": log})
-
-    def record(self, name, release, stable):
-        self.changed = True
-        if not self.check:
-            store.write_state(name, dict(store.read_state(name), release=release, stable=stable))
-
-    def start(self, name):
-        unit = name + ".service"
-        self.systemctl("reset-failed", unit)
-        self.systemctl("enable", "--quiet", unit)
-        self.systemctl("start", unit)
-
-
 def present(host, services, secrets, runtime):
     """Deploy: releases are written first, then all stop, then all start; what runs is recorded last.
 
@@ -150,8 +115,9 @@ def present(host, services, secrets, runtime):
     for service in changing:
         keep_release(host, service, secrets, runtime)
     for service in changing:
-        if steps[service["name"]]["stop"]:
-            host.systemctl("stop", service["name"] + ".service")
+        if steps[service["name"]]["record"]:
+            host.note(service["name"], now[service["name"]]["release"], service["release"], "deploy")
+    host.stop([service["name"] for service in changing if steps[service["name"]]["stop"]])
     for service in changing:
         if steps[service["name"]]["write"]:
             host.write_unit(service["name"], now[service["name"]]["unit"], service["unit"])
@@ -190,13 +156,21 @@ def _from_host(host, service, wanted):
 
 
 def rolled_back(host, services):
-    """Return to the last stable release at once; a service that never was stable is stopped and disabled."""
+    """Return to the release that is named, else the last stable one; without one a service is stopped and disabled.
+
+    That of a service which only just failed does not wait for requests: whoever failed the gate serves nobody.
+    """
     done = []
     now = observe([service["name"] for service in services])
+    host.stop([item["name"] for item in services if "to" in item and now[item["name"]]["state"] in ACTIVE])
     for service in services:
         name, current = service["name"], now[service["name"]]
-        stable = current["stable"]
-        unit = store.release_unit(name, stable) if stable else None
+        release = service.get("to", current["stable"])
+        unit = store.release_unit(name, release) if release else None
+        if not host.check:
+            rollouts.finish(name)
+            if "to" not in service:
+                rollouts.result(name, current["release"], "failed")
         host.systemctl("stop", name + ".service")
         if unit is None:
             host.systemctl("disable", "--quiet", name + ".service")
@@ -205,9 +179,11 @@ def rolled_back(host, services):
         if current["unit"] != unit:
             host.write_unit(name, current["unit"], unit)
         host.daemon_reload()
+        if release != current["release"]:
+            host.note(name, current["release"], release, "rollback")
         host.start(name)
-        host.record(name, stable, stable)
-        done.append({"name": name, "release": stable, "action": "restart"})
+        host.record(name, release, current["stable"])
+        done.append({"name": name, "release": release, "action": "restart"})
     return done
 
 
@@ -269,19 +245,22 @@ def main():
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "runtime": {"type": "dict", "default": {}},
             "purge": {"type": "bool", "default": False},
+            "change": {"type": "dict", "default": {}},
+            "drain_timeout": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )
     host, given, state = Host(module), module.params["services"], module.params["state"]
-    if state == "present":
-        done = present(host, given, module.params["secrets"], module.params["runtime"])
-    elif state == "rolled_back":
-        done = rolled_back(host, given)
-    else:
-        wanted = module.params["names"]
-        names = [name for name in store.names() if not wanted or name in wanted]
-        act = {"restarted": restarted, "stopped": stopped}.get(state)
-        done = act(host, names) if act else absent(host, names, module.params["purge"])
+    with lock.working(unless=module.check_mode):
+        if state == "present":
+            done = present(host, given, module.params["secrets"], module.params["runtime"])
+        elif state == "rolled_back":
+            done = rolled_back(host, given)
+        else:
+            wanted = module.params["names"]
+            names = [name for name in store.names() if not wanted or name in wanted]
+            act = {"restarted": restarted, "stopped": stopped}.get(state)
+            done = act(host, names) if act else absent(host, names, module.params["purge"])
     module.exit_json(changed=host.changed, diff=host.diffs, sglang_ops={"kind": "service", "services": done})
 
 

@@ -27,6 +27,7 @@ STEPS = {
     "deploy": ("plan", "engine", "image", "model", "start", "gate"),
     "restart": ("restart", "gate"),
     "models_pull": ("plan", "engine", "image", "model"),
+    "evaluate": ("evaluation",),
     "provision": ("driver", "engine", "cache", "reboot"),
 }
 SERVICE_STEP = {"deploy": "start"}  # elsewhere the module sglang_service does what the verb says
@@ -44,6 +45,7 @@ class Target:
     verbosity: int = 0
     extra: _overrides.ExtraVars = field(default_factory=_overrides.ExtraVars)
     become_password: str | None = None
+    lock_wait: int = 0  # seconds
 
     @classmethod
     def of(
@@ -55,18 +57,19 @@ class Target:
         verbose: int = 0,
         extra_vars: Sequence[str] | None = None,
         ask_become_pass: bool = False,
+        lock_wait: int = 0,
     ) -> Target:
         """Check what the user gave before anything is started. Raises UsageError."""
         inventory_check.check(inventory)
         extra = _overrides.parse(extra_vars or ())
         password = getpass.getpass("sudo password of the hosts: ") if ask_become_pass else None
-        return cls(tuple(inventory), limit, forks, verbose, extra, password)
+        return cls(tuple(inventory), limit, forks, verbose, extra, password, lock_wait)
 
     def command(self, verb: str, *words: str) -> str:
         """A command on the same hosts, for the user to type next."""
         hosts = [part for source in self.inventory for part in ("-i", source)]
         limit = ["--limit", self.limit] if self.limit and "--limit" not in words else []
-        return shlex.join(["sglang-ops", verb, *hosts, *limit, *words])
+        return shlex.join(["sglang-ops", *verb.split(), *hosts, *limit, *words])
 
     def secrets(self) -> set[str]:
         """Values that must not be kept: the sudo password, and what -e or the environment names like a secret."""
@@ -127,6 +130,7 @@ def play(
             check=check,
             diff=diff,
             extravars={
+                **({"sglang_server_lock_wait": target.lock_wait} if target.lock_wait else {}),
                 **target.extra.variables,
                 **{key: value for key, value in variables.items() if value is not None},
             },

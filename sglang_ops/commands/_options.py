@@ -124,8 +124,46 @@ ServiceName = Annotated[
     typer.Option("--service", "-s", metavar="NAME", help="Service to act on, as 'status' names it."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+LockWait = Annotated[
+    int,
+    typer.Option(
+        "--lock-wait",
+        metavar="SECONDS",
+        min=0,
+        help="Wait so long for somebody else who is at work on these hosts; 0 ends with 5 at once.",
+    ),
+]
 DetailedExitcode = Annotated[
     bool, typer.Option("--detailed-exitcode", help="With --check: end with 2 when there is something to do.")
+]
+ROLLOUT = "Roll-out (the same as keys of `rollout:`)"
+Canary = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Hosts that change first, alone; 0 is none.", rich_help_panel=ROLLOUT),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Hosts at a time after that: a number, or 25%.", rich_help_panel=ROLLOUT),
+]
+MaxFailures = Annotated[
+    int | None, typer.Option(metavar="N", help="Hosts that may fail after the canary.", rich_help_panel=ROLLOUT)
+]
+Soak = Annotated[
+    int | None,
+    typer.Option(metavar="SECONDS", help="How long a server must stay up to be stable.", rich_help_panel=ROLLOUT),
+]
+StartTimeout = Annotated[
+    int | None, typer.Option(metavar="SECONDS", help="Until a server must serve.", rich_help_panel=ROLLOUT)
+]
+DrainTimeout = Annotated[
+    int | None, typer.Option(metavar="SECONDS", help="For requests in flight.", rich_help_panel=ROLLOUT)
+]
+NoRollback = Annotated[
+    bool, typer.Option("--no-rollback", help="Leave a host that fails as it is.", rich_help_panel=ROLLOUT)
+]
+Order = Annotated[
+    str | None,
+    typer.Option(metavar="ORDER", help="inventory, sorted, reverse_sorted or shuffle.", rich_help_panel=ROLLOUT),
 ]
 OutputFormat = Annotated[
     Output,

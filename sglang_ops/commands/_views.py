@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_ops.errors import ExitCode
+from sglang_ops.rollout import summed_up
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +62,8 @@ def plan(console: Console, result: Deployed) -> None:
                     what = step.step if step.subject in ("", name) else f"{step.step} {step.subject}"
                     table.add_row(step.host, name, what, step.why, outages.get(name, "") if touches else "")
         console.print(table)
+    if result.rolled and len(result.rolled.batches) > 1:
+        console.print(f"Roll-out: {summed_up([len(batch) for batch in result.rolled.batches])} hosts at a time.")
     for warning in result.warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}")
 
@@ -197,6 +200,16 @@ def status(result: Status) -> Table:
         label = "unreachable" if failure.exit_code is ExitCode.UNREACHABLE else "failed"
         table.add_row(failure.host, "-", Text(label, style="bold red"))
     return table
+
+
+def drift(console: Console, result: Status, target: Target) -> None:
+    """What is not as the last deploy left it, or not as on the other hosts."""
+    for item in result.drift:
+        console.print(
+            f"[yellow]Drift:[/] {escape(item.host)} {escape(item.service)}: {escape(item.what)}", soft_wrap=True
+        )
+    if result.drift:
+        following([target.command("plan"), target.command("deploy")], console)
 
 
 def _state(service: Any) -> Text:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from typing import Any
+
 import typer
 
-from sglang_ops.commands import _common, _deployment, _options, _views
+from sglang_ops import rollout_run
+from sglang_ops.action_inputs import ROLLOUT_VARIABLE
+from sglang_ops.commands import _common, _deployment, _options, _rollout, _views
 from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode
 from sglang_ops.result import Deployed
@@ -17,8 +23,17 @@ def deploy(
     config: _options.Configs = None,
     yes: _options.Yes = False,
     detailed_exitcode: _options.DetailedExitcode = False,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
+    canary: _options.Canary = None,
+    batch: _options.Batch = None,
+    max_failures: _options.MaxFailures = None,
+    soak: _options.Soak = None,
+    start_timeout: _options.StartTimeout = None,
+    drain_timeout: _options.DrainTimeout = None,
+    no_rollback: _options.NoRollback = False,
+    order: _options.Order = None,
     check: _options.Check = False,
     diff: _options.Diff = False,
     extra_vars: _options.ExtraVars = None,
@@ -34,9 +49,30 @@ def deploy(
     model before anything stops, writes one systemd unit per server, starts it
     and asks it for a completion. A second run changes nothing. On a terminal it
     shows what it would do and asks first; --yes skips that.
+
+    Where a release serves already, one host changes first, then a quarter of
+    them at a time; a host that fails goes back to the release of before.
     """
+    options = rollout_run.checked(
+        {
+            "canary": canary,
+            "batch": batch,
+            "max_failures": max_failures,
+            "soak": soak,
+            "start_timeout": start_timeout,
+            "drain_timeout": drain_timeout,
+            "auto_rollback": False if no_rollback else None,
+            "order": order,
+        }
+    )
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     json = output is Output.JSON
     with (
@@ -47,7 +83,7 @@ def deploy(
         folder.hide(source.secrets())
         folder.write_yaml("config.yaml", source.redacted())
         again = _common.again(context, "--check", "-C", "--diff", "-D", "--detailed-exitcode")
-        work = _Work(target, folder, source, again, json=json, diff=diff, strict=strict)
+        work = Work(target, folder, source, again, {"options": options}, json=json, diff=diff, strict=strict)
         if check:
             return work.show(work.run(check=True), detailed_exitcode=detailed_exitcode)
         if not (yes or json) and _common.interactive():
@@ -61,7 +97,7 @@ def deploy(
         return work.show(work.run(check=False))
 
 
-class _Work:
+class Work:
     """One deploy, in check mode or for real, and what is said about it."""
 
     def __init__(
@@ -70,6 +106,7 @@ class _Work:
         folder: RunFolder,
         source: _deployment.Source,
         again: str,
+        rollout: Mapping[str, Any],
         *,
         json: bool,
         diff: bool,
@@ -77,11 +114,13 @@ class _Work:
     ) -> None:
         self.target, self.folder, self.source, self.again = target, folder, source, again
         self.json, self.diff, self.strict = json, diff, strict
+        self.rollout = {"run": folder.path.name, "started": int(time.time()), **rollout}
 
-    def run(self, *, check: bool) -> Deployed:
+    def run(self, *, check: bool, playbook: str = "deploy") -> Deployed:
         variables = self.source.variables | _deployment.strictness(self.strict)
+        variables[ROLLOUT_VARIABLE] = self.rollout
         self.played = _common.play(
-            "deploy", self.target, self.folder, variables, quiet=self.json, check=check, diff=self.diff
+            playbook, self.target, self.folder, variables, quiet=self.json, check=check, diff=self.diff
         )
         return Deployed.from_run(
             self.played.state,
@@ -124,6 +163,7 @@ class _Work:
         else:
             _views.deployed(out, result)
         _views.failures(err, self.played.state.failures, self.folder, self.target, self.again)
+        _rollout.summary(err, result, self.target)
         err.print(f"Finished in {result.seconds:.1f} s.")
         if result.ok and not result.check:
             endpoint = next((item.endpoint for host in result.hosts for item in host.services if item.endpoint), None)

@@ -86,6 +86,7 @@ def load(
     source: _bundle.From,
     as_name: As = None,
     platform: Platform = "linux/amd64",
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     check: _options.Check = False,
@@ -103,7 +104,13 @@ def load(
     from sglang_ops import bundle, bundle_images
 
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     bundle_images.images(bundle.Bundle.open(source), as_name, platform)  # what is wrong with it is said here
     variables = {"path": str(source.absolute()), "name": as_name or "", "platform": platform}

@@ -108,6 +108,16 @@ def poweron(host: HostArgument, name: Name = "lab") -> None:
 
 
 @app.command()
+def harness(name: Name = "lab") -> None:
+    """Put the image with the evaluation harness into a lab's registry; `evaluate` needs it. Needs root."""
+    from sglang_ops.lab import harness as image
+    from sglang_ops.lab import lifecycle, requirements
+
+    requirements.check_root()
+    typer.echo(image.provide(lifecycle.load(name)[1], _timed()))
+
+
+@app.command()
 def down(
     name: Name = "lab",
     purge: Annotated[bool, typer.Option("--purge", help="Also remove what labs share: trees, images, models.")] = False,

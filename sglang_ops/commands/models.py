@@ -50,6 +50,7 @@ def pull(
     inventory: _options.Inventory,
     config: _options.Configs = None,
     detailed_exitcode: _options.DetailedExitcode = False,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     check: _options.Check = False,
@@ -66,7 +67,13 @@ def pull(
     download is interrupted, and is not fetched again.
     """
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     json = output is Output.JSON
     with (
@@ -148,6 +155,7 @@ def verify(
     repos: Repos = None,
     config: _options.Configs = None,
     repair: Repair = False,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     check: _options.Check = False,
@@ -162,7 +170,13 @@ def verify(
     Ends with 1 where a file is wrong. It is left alone unless --repair is given.
     """
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     work = _Work("verify", target, context, json=output is Output.JSON)
     with _deployment.find(config, inventory, limit, _deployment.overrides(target.extra, override)) as found, work:
@@ -184,6 +198,7 @@ def prune(
     keep: Keep = None,
     shared: Shared = False,
     yes: _options.Yes = False,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     check: _options.Check = False,
@@ -200,7 +215,13 @@ def prune(
     names stays. Refuses where something is being downloaded.
     """
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     if not (yes or check or _common.interactive()):
         raise UsageError("prune would remove models and there is no terminal to ask on.", fix="Add --yes, or --check.")

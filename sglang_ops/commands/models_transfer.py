@@ -94,6 +94,7 @@ def import_(
     source: _bundle.From,
     config: _options.Configs = None,
     hub: Hub = None,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     check: _options.Check = False,
@@ -111,7 +112,13 @@ def import_(
     from sglang_ops import bundle, bundle_models
 
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     bundle_models.models(bundle.Bundle.open(source))  # what is wrong with it is said here
     variables = {"path": str(source.absolute()), "hub": hub or ""}

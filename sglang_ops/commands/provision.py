@@ -44,6 +44,7 @@ def provision(
     batch: Batch = "1",
     yes: _options.Yes = False,
     detailed_exitcode: _options.DetailedExitcode = False,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     check: _options.Check = False,
@@ -62,7 +63,13 @@ def provision(
     it shows what it would do and asks first; --yes skips that.
     """
     target = _common.Target.of(
-        inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
+        inventory,
+        limit,
+        forks=forks,
+        verbose=verbose,
+        extra_vars=extra_vars,
+        ask_become_pass=ask_become_pass,
+        lock_wait=lock_wait,
     )
     json = output is Output.JSON
     with _common.run_folder("provision", target) as folder:

@@ -20,6 +20,7 @@ def remove(
     config: _options.Configs = None,
     purge: Purge = False,
     yes: _options.Yes = False,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     verbose: _options.Verbose = 0,
@@ -27,7 +28,9 @@ def remove(
     output: _options.OutputFormat = Output.TABLE,
 ) -> int:
     """Stop a service and take its unit away; models stay in the cache. Asks first."""
-    target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
+    target = _common.Target.of(
+        inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass, lock_wait=lock_wait
+    )
     names = _act.units(service, config, target)
     shown = ", ".join(names)
     if not yes:
@@ -39,6 +42,4 @@ def remove(
             _common.stderr().print("Nothing was changed.")
             return ExitCode.ERROR
     json, variables = output is Output.JSON, {"sglang_server_purge": purge}
-    return _act.act(
-        "remove", target, context, service=None, config=None, names=names, json=json, variables=variables
-    )
+    return _act.act("remove", target, context, service=None, config=None, names=names, json=json, variables=variables)

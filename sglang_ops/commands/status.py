@@ -46,6 +46,7 @@ def status(
         elif result.services or result.failures:
             if result.services:
                 _common.stdout().print(_views.status(result))
+                _views.drift(_common.stderr(), result, target)
             _views.failures(_common.stderr(), result.failures, folder, target, _common.again(context))
         elif not played.interrupted:
             _common.stderr().print("No service is deployed on these hosts.")

@@ -13,6 +13,7 @@ def stop(
     inventory: _options.Inventory,
     service: _options.ServiceName = None,
     config: _options.Configs = None,
+    lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
     verbose: _options.Verbose = 0,
@@ -20,5 +21,7 @@ def stop(
     output: _options.OutputFormat = Output.TABLE,
 ) -> int:
     """Stop a service after the requests in flight; it stays stopped until restart or deploy."""
-    target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
+    target = _common.Target.of(
+        inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass, lock_wait=lock_wait
+    )
     return _act.act("stop", target, context, service=service, config=config, json=output is Output.JSON)

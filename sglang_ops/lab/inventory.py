@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sglang_ops.lab import ssh
+from sglang_ops.lab import harness, ssh
 from sglang_ops.lab.images import recipes
 from sglang_ops.lab.model import OPEN_MODEL
 from sglang_ops.lab.settings import USER, Folder, Plan
@@ -37,6 +37,7 @@ def inventory(folder: Folder, plan: Plan) -> str:
                 "container_engine_insecure_registries": [plan.registry_address],
                 "sglang_server_hf_endpoint": plan.model_source,
                 "sglang_server_ulimits": [],
+                "evaluation_harness_image": f"{plan.registry_address}/{harness.REPOSITORY}:{harness.TAG}",
             },
         }
     }

@@ -90,7 +90,10 @@ class Probe(_Fact):
 
 
 class Service(_Fact):
-    """A service that this tool deployed: its release record, the unit file found, its state."""
+    """A service that this tool deployed: its release record, the unit file found, its state.
+
+    `rollout` is the record of a roll-out that has not finished here.
+    """
 
     name: str
     release: str | None = None
@@ -100,6 +103,7 @@ class Service(_Fact):
     unit: str | None = None
     state: str = "inactive"
     probe: Probe = Probe()
+    rollout: dict[str, Any] | None = None
 
     @property
     def gpus(self) -> tuple[int, ...]:

@@ -89,7 +89,12 @@ def drafts(wanted: Sequence[Wanted], facts: HostFacts, settings: Settings) -> li
 def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
     service = service_plan(resolve(made, facts, settings), facts)
     deployed = facts.service(service.name)
-    return replace(service, why=why(deployed, service), deployed_unit=deployed.unit if deployed else None)
+    return replace(
+        service,
+        why=why(deployed, service),
+        deployed_unit=deployed.unit if deployed else None,
+        deployed_release=deployed.release if deployed else None,
+    )
 
 
 def _images(drafts: Sequence[Draft], facts: HostFacts) -> tuple[dict[str, Any], ...]:

@@ -62,6 +62,8 @@ class ServicePlan:
     memory: dict[str, Any] | None = None
     why: str = ""
     deployed_unit: str | None = None
+    deployed_release: str | None = None
+    gateways: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,6 @@ class Settings(BaseModel):
     strict_arguments: bool = False
     # Whether images of unknown release have been asked in this run: what is still unknown then is refused.
     asked: bool = False
-    # Whether to plan with what other hosts hold, now that all have been looked at: models that the hub does not give.
-    offers: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,21 @@ def _row(service: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]
         "tokens_per_second": service.get("tokens_per_second"),
         "gpu_memory": memory,
         "detail": _detail(service, probe),
+        "changed_by_hand": _by_hand(service),
+        "rollout": _rollout(service.get("rollout")),
     }
+
+
+def _by_hand(service: Mapping[str, Any]) -> str:
+    """What somebody else has done to the unit, "" where nothing."""
+    if service.get("unit") is None:
+        return "its unit file is gone"
+    return "" if service["unit"] == service.get("released_unit", service["unit"]) else "its unit was changed by hand"
+
+
+def _rollout(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The roll-out that has not finished here."""
+    return {key: record.get(key) for key in ("id", "who", "started", "paused")} if record else None
 
 
 def _detail(service: Mapping[str, Any], probe: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from .answers import Scripted
 from .constraints import constrained
 from .generation import Work, plan_work
 
@@ -28,16 +29,26 @@ class Call(ABC):
     default_limit: ClassVar[int | None]  # tokens, where the request names none; None is what the context holds
 
     def __init__(
-        self, body: bytes, *, model: str, context_tokens: int, vision: bool = False, constrains: bool = True
+        self,
+        body: bytes,
+        *,
+        model: str,
+        context_tokens: int,
+        vision: bool = False,
+        constrains: bool = True,
+        answers: Sequence[Scripted] = (),
     ) -> None:
         asked = _object(body)
         options = self._options(asked)
         if (options.get("n") or 1) != 1:
             raise InvalidBodyError("The simulator gives one choice per request.")
         self._vision = vision
+        prompt = self._prompt(asked)
+        self.script = next((one for one in answers if one.contains in prompt), None)
+        prescribed = constrained(options, _part(asked, "response_format")) if constrains else None
         self.work: Work = plan_work(
-            self._prompt(asked),
-            prescribed=constrained(options, _part(asked, "response_format")) if constrains else None,
+            prompt,
+            prescribed=self.script.answer or "" if self.script else prescribed,
             limit=_limit(options) or self.default_limit,
             ignore_eos=bool(options.get("ignore_eos")),
             context_tokens=context_tokens,
@@ -158,7 +169,9 @@ class Chat(Completion):
         return "<image>"
 
     def _content(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "reasoning_content": None}}
+        reasoning = self.script.reasoning if self.script else None
+        content = None if self.script and self.script.answer is None else text
+        return {"message": {"role": "assistant", "content": content, "reasoning_content": reasoning}}
 
     def _delta(self, token: str) -> dict[str, Any]:
         return {"delta": {"content": token} if token else {}}

@@ -147,11 +147,16 @@ class Server:
                 context_tokens=self._model.context_tokens,
                 vision=self._settings.vision,
                 constrains=not self._settings.faults.unconstrained,
+                answers=self._settings.answers,
             )
         except (InvalidBodyError, ConstraintError, ContextExceededError) as error:
             return json_response(_error(400, "BadRequestError", str(error)), 400)
         if self._scheduler.full:
             return _queue_full(call)
+        if call.script and (refused := call.script.refusal()):
+            return json_response(_error(refused, "ScriptedError", "This refusal is scripted."), refused)
+        if call.script:
+            await asyncio.sleep(call.script.seconds)
         log.info(
             "Prefill batch, #new-seq: 1, #new-token: %d, #cached-token: 0, #running-req: %d, #queue-req: %d",
             call.work.prompt_tokens,

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .answers import Scripted, load
+
 FAULT_VARIABLE = "SGLANG_SIMULATOR_FAULT"
 STARTUP_VARIABLE = "SGLANG_SIMULATOR_STARTUP_SECONDS"
 SPEED_VARIABLE = "SGLANG_SIMULATOR_TOKENS_PER_SECOND"
 POLL_VARIABLE = "SGLANG_SIMULATOR_DRAIN_POLL"
 VISION_VARIABLE = "SGLANG_SIMULATOR_VISION"
+ANSWERS_VARIABLE = "SGLANG_SIMULATOR_ANSWERS"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Settings:
     tokens_per_second: float = 2000.0
     poll_seconds: float = 5.0  # SGLang's own constant: its watchdog looks that often whether it may go
     vision: bool = False  # whether its model takes images
+    answers: tuple[Scripted, ...] = ()  # what is answered to which prompt; every other one gets the same sentence
 
 
 def settings_of(environment: Mapping[str, str]) -> Settings:
@@ -66,6 +70,7 @@ def settings_of(environment: Mapping[str, str]) -> Settings:
         tokens_per_second=number(SPEED_VARIABLE, Settings.tokens_per_second),
         poll_seconds=number(POLL_VARIABLE, Settings.poll_seconds),
         vision=environment.get(VISION_VARIABLE) == "1",
+        answers=tuple(load(environment.get(ANSWERS_VARIABLE, ""))),
     )
 
 

@@ -8,6 +8,7 @@ from sglang_ops.spec.load import check, find_deployment_file, load, load_mapping
 from sglang_ops.spec.model import Deployment, Endpoints, EnvValue, Mount
 from sglang_ops.spec.overrides import REMOVED, divided, lay_over, merged
 from sglang_ops.spec.problems import SpecErrors, SpecProblem
+from sglang_ops.spec.rollout import Rollout
 
 __all__ = [
     "REMOVED",
@@ -19,6 +20,7 @@ __all__ = [
     "Evaluation",
     "Execution",
     "Mount",
+    "Rollout",
     "SpecErrors",
     "SpecProblem",
     "Task",

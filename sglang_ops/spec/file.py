@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from sglang_ops.spec.launcher import Evaluation, Execution, Export, Target
 from sglang_ops.spec.model import Deployment, slug
 from sglang_ops.spec.problems import SpecErrors, SpecProblem
+from sglang_ops.spec.rollout import Rollout
 from sglang_ops.spec.section import Section, no_effect, subsection
 from sglang_ops.spec.values import EnvVars, Mistake
 
@@ -42,6 +43,7 @@ class DeploymentFile(Section):
     several: Annotated[dict[str, Deployment], BeforeValidator(_named)] | None = Field(
         None, alias="deployments", min_length=1, description="Several models by name, instead of `deployment`."
     )
+    rollout: Rollout = subsection(Rollout, "How a change goes from host to host, and when it stops.")
     execution: Execution = subsection(Execution, "How and where the launcher runs things.")
     evaluation: Annotated[Evaluation, BeforeValidator(lambda raw: {} if raw == [] else raw)] = subsection(
         Evaluation, "What is evaluated once the server serves."

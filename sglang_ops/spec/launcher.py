@@ -85,8 +85,10 @@ class Task(Section):
     nemo_evaluator_config: FreeMapping = Field(
         default_factory=dict, description="Free settings of the evaluator for this task; wins over the section's."
     )
-    dataset_dir: str | None = Field(None, description="Directory with the data set.")
-    dataset_mount_path: str = Field("/datasets", description="Where the container sees dataset_dir.")
+    dataset_dir: str | None = Field(
+        None, description="Directory with the data set: relative to this file, or an absolute path on the hosts."
+    )
+    dataset_mount_path: Any = no_effect("Where the container sees dataset_dir.", "Tasks find their data by themselves.")
     pre_cmd: str = Field("", description="Shell commands in the container before the evaluator.")
     post_cmd: str = Field("", description="Shell commands in the container after the evaluator, also when it failed.")
 
@@ -106,6 +108,9 @@ class Evaluation(Section):
     )
     nemo_evaluator_config: FreeMapping = Field(
         default_factory=dict, description="Free settings of the evaluator for all tasks (config.params, target, …)."
+    )
+    harness_image: str | None = Field(
+        None, description="Image with Python and lm_eval, in which evaluations run. Default: evaluation_harness_image."
     )
     env_vars: EnvVars = Field(default_factory=dict, description="Environment of all tasks.")
     pre_cmd: str = Field("", description="Shell commands in every task's container before the evaluator.")

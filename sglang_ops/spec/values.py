@@ -209,6 +209,9 @@ SizeOrAuto = Annotated[
     PlainSerializer(lambda value: value),
     _number_schema(1, 1024, {"const": "auto"}),
 ]
+Count = Annotated[int, Field(strict=True, ge=0, le=100_000), BeforeValidator(_integer), _number_schema(0, 100_000)]
+Seconds = Annotated[int, Field(strict=True, ge=1, le=604_800), BeforeValidator(_integer), _number_schema(1, 604_800)]
+Tokens = Annotated[int, Field(strict=True, ge=1, le=32768), BeforeValidator(_integer), _number_schema(1, 32768)]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535), BeforeValidator(_integer), _number_schema(1, 65535)]
 Truth = Annotated[
     bool,

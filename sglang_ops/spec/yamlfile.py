@@ -74,8 +74,9 @@ def read(path: Path) -> Document:
     return parse(text, source)
 
 
-def parse(text: str, source: str) -> Document:
-    """Parse YAML text into a Document. Duplicate keys are errors: YAML would silently keep the last."""
+def parse(text: str, source: str, *, fix: str = "Begin with `deployment:` and its keys.") -> Document:
+    """Parse YAML text into a Document. Duplicate keys are errors: YAML would silently keep the last. `fix` says what
+    to write where there is no mapping."""
     try:
         loader = _Loader(text)
         try:
@@ -95,7 +96,6 @@ def parse(text: str, source: str) -> Document:
         raise SpecErrors(source, [SpecProblem("", None, f"is not YAML: {what}.")]) from error
     if not problems and not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
-        fix = "Begin with `deployment:` and its keys."
         problems = [SpecProblem("", 1, f"must be a YAML mapping, found {found}.", fix)]
     if problems:
         raise SpecErrors(source, problems)

@@ -17,8 +17,13 @@ from sglang_ops import cli
 HELP = Path(__file__).parent / "help"
 RENDERED_BY = "0.29"  # typer's frames and type names differ between minor versions; the texts are ours
 OURS = [name for name in cli.VERBS if name != "lab"]  # the lab keeps its own
+LOCK = ["lock status", "lock release"]
 MODELS = ["models pull", "models ls", "models verify", "models prune", "models export", "models import"]
 IMAGES = ["images save", "images load"]
+_EVALUATE = ("tasks", "status", "ls", "logs", "wait", "fetch", "resume", "cancel", "rm")
+_JUDGE = ("report", "compare", "gate", "export")
+EVALUATE = [f"evaluate {verb}" for verb in (*_EVALUATE, *_JUDGE)]
+ROLLOUT = ["rollout status", "rollout pause", "rollout resume", "rollout undo"]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +33,7 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> None:
 
 
 @pytest.mark.skipif(not typer.__version__.startswith(RENDERED_BY), reason=f"recorded with typer {RENDERED_BY}")
-@pytest.mark.parametrize("verb", ["", *OURS, *MODELS, *IMAGES])
+@pytest.mark.parametrize("verb", ["", *OURS, *LOCK, *MODELS, *IMAGES, *ROLLOUT, *EVALUATE])
 def test_help_is_as_recorded(verb: str, shell: Shell) -> None:
     assert shell.run(*verb.split(), "--help") == 0
     said = "\n".join(line.rstrip() for line in shell.out.splitlines()).strip() + "\n"

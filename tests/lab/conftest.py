@@ -65,7 +65,7 @@ class Lab:
         return path
 
     def run(self, verb: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return ops(verb, "-i", str(self.inventory), *arguments, env=self.env, timeout=timeout)
+        return ops(*verb.split(), "-i", str(self.inventory), *arguments, env=self.env, timeout=timeout)
 
     def json(self, verb: str, *arguments: str) -> dict[str, Any]:
         done = self.run(verb, *arguments, "--output", "json")

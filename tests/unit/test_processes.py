@@ -22,9 +22,9 @@ def test_a_tree_reaches_across_sessions_and_is_killed_whole() -> None:
         processes.kill(found)
         leader.wait(5)
     deadline = time.monotonic() + 5
-    while any(processes._birth(pid) == birth for pid, birth in found.items()) and time.monotonic() < deadline:
+    while any(processes.born(pid) == birth for pid, birth in found.items()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert [pid for pid, birth in found.items() if processes._birth(pid) == birth] == []
+    assert [pid for pid, birth in found.items() if processes.born(pid) == birth] == []
 
 
 def test_an_orphan_is_found_by_its_session() -> None:

@@ -91,7 +91,7 @@ def _build(server: str, registry: Path, log: Log) -> None:
         shutil.rmtree(workplace)
     workplace.mkdir()
     try:
-        made = _ensure_layers(_layers(server), registry.parent / "layers", workplace, log)
+        made = ensure_layers(_layers(server), registry.parent / "layers", workplace, log)
         for image in _images(server, made):
             oci.add_image(workplace / "registry", image)
             log(f"image {image.repository}:{image.tag}, {sum(layer.size for layer in image.layers) / 1e6:.0f} MB")
@@ -100,7 +100,7 @@ def _build(server: str, registry: Path, log: Log) -> None:
         shutil.rmtree(workplace)
 
 
-def _ensure_layers(wanted: Sequence[LayerRecipe], store: Path, workplace: Path, log: Log) -> dict[str, oci.Layer]:
+def ensure_layers(wanted: Sequence[LayerRecipe], store: Path, workplace: Path, log: Log) -> dict[str, oci.Layer]:
     """The layers by name, from the store where they are there; `wanted` begins with the base."""
     store.mkdir(exist_ok=True)
     missing = [recipe for recipe in wanted if not (store / recipe.key).is_dir()]

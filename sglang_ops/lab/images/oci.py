@@ -102,6 +102,13 @@ def _manifest(image: Image, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def described(image: Image) -> tuple[bytes, bytes]:
+    """The image's configuration and its manifest, as they are pushed to a registry."""
+    config = _dumps(_config(image))
+    named = {"size": len(config), "digest": f"sha256:{hashlib.sha256(config).hexdigest()}"}
+    return config, _dumps(_manifest(image, named))
+
+
 def _dumps(value: object) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode()
 

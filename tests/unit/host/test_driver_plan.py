@@ -83,7 +83,9 @@ def test_a_newer_version_of_the_branch_changes_nothing_and_an_exact_one_does() -
         (replace(BLANK, secure_boot=True), {}, "Secure Boot is on"),
         (replace(READY, services=("sglang-a.service",), installed={**HERE, "nvidia-open": "570.1-1"}), {},
          "driver 580.95.05 would be changed while sglang-a.service runs"),
-        (replace(READY, processes=("python3 (process 7)",), installed={}), {}, "while python3 \\(process 7\\) runs"),
+        (replace(READY, processes=("python3 (process 7)",), installed={"libnvidia-compute": "580.95.05-1"}), {},
+         "while python3 \\(process 7\\) runs"),
+        (replace(READY, installed={"nvidia-container-toolkit": "1.19.0-1"}), {}, "580.95.05 runs here, and no package"),
     ],
 )  # fmt: skip
 def test_what_may_not_be_done_is_refused(found: Found, options: dict[str, str], why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from ansible.module_utils import sglang_host_probe as probe
 from test_service import module
 
 gate_module = module("sglang_gate")
+wait_module = importlib.import_module("ansible.module_utils.sglang_host_wait")
 ACTIVE = {"ActiveState": "active", "SubState": "running", "NRestarts": "0", "InvocationID": "i1"}
 CHAT = {"choices": [{"message": {"content": "OK"}}], "usage": {"completion_tokens": 2}}
 TEXT = {"choices": [{"text": "OK"}], "usage": {"completion_tokens": 2}}
@@ -119,12 +121,12 @@ def test_closed_port_and_stopped_unit(gate: dict[str, Any]) -> None:
     ],
 )
 def test_crash_is_told_from_a_start(now: dict[str, str], says: str) -> None:
-    why = gate_module.crashed(ACTIVE, ACTIVE | now)
+    why = wait_module.crashed(ACTIVE, ACTIVE | now)
     assert (says in why) if says else why == ""
 
 
 def test_crash_in_the_soak_names_the_quiet_layer(gate: dict[str, Any]) -> None:
-    wait = gate_module.Wait(gate | {"soak": 60}, ACTIVE)
+    wait = wait_module.Wait(gate, ACTIVE, 60)
     assert wait.step(ACTIVE) is False
     assert wait.step(ACTIVE | {"NRestarts": "1"}) is True
     assert [layer["name"] for layer in wait.layers][-1] == "quiet"
@@ -133,9 +135,28 @@ def test_crash_in_the_soak_names_the_quiet_layer(gate: dict[str, Any]) -> None:
 
 def test_wrong_model_ends_the_wait_at_once_and_503_does_not(gate: dict[str, Any]) -> None:
     Server.answers["/v1/models"] = (200, {"data": [{"id": "other"}]})
-    assert gate_module.Wait(gate, ACTIVE).step(ACTIVE) is True
+    assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is True
     Server.answers["/ready"] = (503, {})
-    assert gate_module.Wait(gate, ACTIVE).step(ACTIVE) is False
+    assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is False
+
+
+def test_without_rollback_a_failed_host_stays_as_it_is() -> None:
+    serves = [{"name": "sglang-m", "release": "new", "ok": True}]  # what was bad may well answer
+    told = gate_module.after_rollback({"msg": "quality: no-go"}, ["sglang-m"], serves, rolled_back=False)
+    assert (told["exit_hint"], told["sglang_ops"]["services"][0]["rolled_back_to"]) == (4, None)
+    assert "auto_rollback is false: sglang-m stays as it is" in told["msg"]
+
+
+def test_soak_after_admission_begins_where_the_gate_ended(gate: dict[str, Any]) -> None:
+    waited = wait_module.Wait(gate, ACTIVE, None)
+    assert waited.step(ACTIVE) is True
+    passed = {"layers": waited.layers, "seconds": 7, "invocation": "i1", "restarts": "0"}
+    soaking = wait_module.Wait(gate, ACTIVE, 0, passed)
+    assert soaking.step(ACTIVE) is True
+    assert (soaking.layers[-1]["name"], soaking.seconds) == ("quiet", 7)
+    again = wait_module.Wait(gate, ACTIVE | {"InvocationID": "i2"}, 60, passed)
+    assert again.step(ACTIVE | {"InvocationID": "i2"}) is True  # it was started again between gate and soak
+    assert not all(layer["ok"] for layer in again.layers)
 
 
 def test_rollback_says_what_serves_now() -> None:

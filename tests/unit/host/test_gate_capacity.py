@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils import sglang_host_probe as probe
-from test_gate import ACTIVE, GOOD, Server, gate, gate_module
+from test_gate import ACTIVE, GOOD, Server, gate, wait_module
 
 __all__ = ["gate"]  # the fixture
 
@@ -32,7 +32,7 @@ def test_the_smallest_rank_counts(gate: dict[str, Any]) -> None:
     assert not short["ok"]
     assert "holds 19000 tokens, one request of the full context length needs 19001" in short["detail"]
     assert "Raise --mem-fraction-static, or lower --context-length to 19000" in short["detail"]
-    assert gate_module.final(short)
+    assert wait_module.final(short)
 
 
 @pytest.mark.parametrize("path", ["server_info", "get_server_info"])

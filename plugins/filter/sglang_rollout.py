@@ -1,0 +1,28 @@
+"""How many hosts change at a time, in which order, and when no further batch may begin."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+try:
+    import sglang_ops  # noqa: F401
+except ImportError:  # plain ansible-playbook in a checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from sglang_ops import rollout
+
+
+class FilterModule:
+    """What Ansible looks for; the decisions are in sglang_ops/rollout.py."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "sglang_batches": rollout.sizes_for,
+            "sglang_order": rollout.order_for,
+            "sglang_stops": rollout.stops_for,
+            "sglang_paused": rollout.paused_for,
+            "sglang_is_first": rollout.is_first,
+        }

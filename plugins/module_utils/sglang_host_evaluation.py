@@ -1,0 +1,183 @@
+"""Evaluations on a host: where a run lies, what the server allows, how far it is. Python 3.8, standard library.
+
+/var/lib/sglang-ops/evaluations/<run>/job.json       what is evaluated, no secrets
+/var/lib/sglang-ops/evaluations/<run>/secrets.json   mode 0600
+/var/lib/sglang-ops/evaluations/<run>/status.json    how far it is; the rest is the container's
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tarfile
+
+from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_state as store
+from ansible.module_utils import sglang_host_systemd as systemd
+
+ROOT = "/var/lib/sglang-ops/evaluations"
+MOST_AT_ONCE = 64  # requests, where the file does not say how many: more only wait in the server's queue
+ENDED = ("done", "refused", "stalled", "failed", "stopped", "cancelled")
+_FETCHED = ("job.json", "checked.json", "status.json", "results")
+
+
+class Refused(Exception):
+    """Why the run cannot begin, in one sentence; nothing was touched."""
+
+
+def directory(run):
+    return os.path.join(ROOT, run)
+
+
+def runs():
+    """Names of the runs on this host, the newest first."""
+    try:
+        found = [name for name in os.listdir(ROOT) if os.path.isfile(os.path.join(ROOT, name, "job.json"))]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda name: os.path.getmtime(os.path.join(ROOT, name, "job.json")), reverse=True)
+
+
+def read(run, name):
+    """A JSON file of a run, {} where there is none."""
+    text = store.read_text(os.path.join(directory(run), name))
+    return json.loads(text) if text else {}
+
+
+def status(run):
+    """{"run", "state", "service", "done", "total", …} of one run, as people are told."""
+    job, told = read(run, "job.json"), read(run, "status.json")
+    properties = systemd.show([job["unit"]]).get(job["unit"], {})
+    state = told.get("state", "starting")
+    if os.path.exists(os.path.join(directory(run), "cancelled")):
+        state = "cancelled"
+    elif state not in ("done", "refused") and systemd.state(properties) in ("inactive", "failed"):
+        state = state if state in ENDED else "failed"
+    elif state in ENDED and state not in ("done", "refused"):
+        state = "starting"  # systemd is about to begin the next life
+    keys = ("why", "problems", "tasks", "done", "total", "rate", "seconds_left", "requests", "concurrency", "updated")
+    return dict(
+        {key: told.get(key) for key in keys},
+        run=run,
+        state=state,
+        service=job["service"],
+        unit=job["unit"],
+        shards=job["tasks"][0]["shards"],
+        created=job.get("created"),
+        names=[t["name"] for t in job["tasks"]],
+    )
+
+
+def line(told):
+    """How far a run is, in a few words: ifeval 120/541, 3.2/s, 2m10s left. Pure."""
+    if told["state"] in ("starting", "checking"):
+        return "checking data and scorers"
+    current = [(name, task) for name, task in (told.get("tasks") or {}).items() if task["done"] < task["total"]]
+    shown = ["%s %d/%d" % (name, task["done"], task["total"]) for name, task in current[:1]]
+    shown = shown or ["%s of %s answered, scoring" % (told.get("done"), told.get("total"))]
+    if told.get("rate"):
+        shown.append("%.1f/s" % told["rate"])
+    if told.get("seconds_left"):
+        minutes, seconds = divmod(int(told["seconds_left"]), 60)
+        shown.append("%s left" % ("%dm%02ds" % (minutes, seconds) if minutes else "%ds" % seconds))
+    failed = sum(task.get("failed", 0) for task in (told.get("tasks") or {}).values())
+    return ", ".join(shown + (["%d failed" % failed] if failed else []))
+
+
+def services(deployment):
+    """Release records of the deployment's services here: one, or its replicas."""
+    pattern = re.compile(r"%s(-\d+)?\Z" % re.escape(deployment))
+    names = [name for name in store.names() if pattern.match(name)]
+    records = [store.read_record(name, store.read_state(name)["release"]) for name in names]
+    return [record for record in records if record.get("gate")]
+
+
+def serving(records, api_key):
+    """Ask each service the gate's questions; [layers] of each. Raises Refused with the first that is not answered."""
+    shown = systemd.show([record["name"] for record in records])
+    asked = {}
+    for record in records:
+        gate = dict(record["gate"], api_key=api_key)
+        layers = probe.ask(gate, shown.get(record["name"], {}))
+        asked[record["name"]] = layers
+        if not layers[-1]["ok"]:
+            raise Refused(
+                "%s does not serve: %s: %s. See `sglang-ops verify`."
+                % (record["name"], layers[-1]["name"], layers[-1]["detail"])
+            )
+    return asked
+
+
+def offered(layers):
+    """The endpoints that answered, of chat and completions. Pure."""
+    detail = next((layer["detail"] for layer in layers if layer["name"] == "answer"), "")
+    return ["completions"] if "no chat template" in detail else ["chat", "completions"]
+
+
+def capacity(gate):
+    """(requests that run at once, tokens of context) as the server says; None where it does not."""
+    running = context = None
+    try:
+        ranks = json.loads(probe.get(gate, "/v1/loads", 10)[1])["loads"]
+        running = sum(int(rank["max_running_requests"]) for rank in ranks)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        models = json.loads(probe.get(gate, "/v1/models", 10)[1])["data"]
+        context = min(int(model["max_model_len"]) for model in models)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return running, context
+
+
+def fit(tasks, running, context, endpoints):
+    """The tasks as this server can take them, requests at once, and what was changed. Pure. Raises Refused."""
+    warnings, fitted = [], []
+    wanted = max(int(task["parallelism"] or min(running or MOST_AT_ONCE, MOST_AT_ONCE)) for task in tasks)
+    most = min(wanted, running) if running else wanted
+    if most < wanted:
+        warnings.append("%d requests at once, as the server runs no more (parallelism is %d)" % (most, wanted))
+    for task in tasks:
+        if task["endpoint_type"] not in endpoints:
+            raise Refused(
+                "%s needs %s, which the server does not offer: the model has no chat template."
+                % (task["name"], task["endpoint_type"])
+            )
+        generation = dict(task["generation"])
+        tokens = generation.get("max_gen_toks")
+        if tokens and context and tokens >= context:
+            if not task["usual"]:
+                raise Refused(
+                    "%s: max_new_tokens %d does not fit the server's context of %d tokens. Write at most %d."
+                    % (task["name"], tokens, context, context // 2)
+                )
+            generation["max_gen_toks"] = context // 2
+            warnings.append(
+                "%s: answers of at most %d tokens instead of %d, half of the server's context"
+                % (task["name"], context // 2, tokens)
+            )
+        fitted.append(dict(task, generation=generation, parallelism=min(int(task["parallelism"] or most), most)))
+    return fitted, most, warnings
+
+
+def pack(run):
+    """Put what a run has brought so far into one file; {"path", "size", "sha256"}."""
+    base = directory(run)
+    path = os.path.join(base, "results.tar.gz")
+    with tarfile.open(path + ".new", "w:gz") as archive:
+        for name in _FETCHED:
+            if os.path.exists(os.path.join(base, name)):
+                archive.add(os.path.join(base, name), arcname=name)
+    os.replace(path + ".new", path)
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for piece in iter(lambda: stream.read(1024 * 1024), b""):
+            digest.update(piece)
+    return {"path": path, "size": os.path.getsize(path), "sha256": digest.hexdigest()}
+
+
+def forget(run):
+    shutil.rmtree(directory(run), ignore_errors=True)

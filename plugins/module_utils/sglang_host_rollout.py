@@ -1,0 +1,90 @@
+"""What a host keeps of roll-outs: the one that is not over here, and what each release came to. Python 3.8.
+
+    /var/lib/sglang-ops/services/<service>/rollout.json   while a roll-out has not finished here
+    /var/lib/sglang-ops/services/<service>/history.json   the newest changes of release, the last one last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+
+from ansible.module_utils import sglang_host_state as store
+
+KEPT_CHANGES = 50
+
+
+def _path(service, name):
+    return os.path.join(store.STATE, service, name)
+
+
+def read(service):
+    """The record of the roll-out that has not finished here, None where there is none."""
+    text = store.read_text(_path(service, "rollout.json"))
+    return json.loads(text) if text else None
+
+
+def write(service, record):
+    store.write_atomic(_path(service, "rollout.json"), json.dumps(record, sort_keys=True) + "\n")
+
+
+def finish(service):
+    """The roll-out is over for this service."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_path(service, "rollout.json"))
+
+
+def unfinished():
+    """{service: record} of every service that a roll-out has not finished with, deployed already or not."""
+    try:
+        names = sorted(os.listdir(store.STATE))
+    except FileNotFoundError:
+        return {}
+    found = {name: read(name) for name in names}
+    return {name: record for name, record in found.items() if record}
+
+
+def taken_up(current, wanted):
+    """The record to keep when a roll-out begins: it is the one of before if that wants the same. Pure."""
+    if current and current.get("file") == wanted["file"] and current.get("image") == wanted["image"]:
+        return dict(wanted, id=current["id"], started=current["started"], paused=current.get("paused"))
+    return dict(wanted, paused=(current or {}).get("paused"))
+
+
+def history(service):
+    """The changes of release, the oldest first."""
+    text = store.read_text(_path(service, "history.json"))
+    return json.loads(text) if text else []
+
+
+def note(service, change):
+    """A release begins: {"release", "before", "verb", "who", "rollout", "image", "image_digest", "model"}."""
+    changes = history(service)
+    if changes and changes[-1]["release"] == change["release"] and changes[-1]["result"] == "begun":
+        return  # a run that was killed began it already
+    _keep(service, [*changes, dict(change, time=round(time.time()), result="begun")])
+
+
+def result(service, release, word):
+    """What came of the newest change, if it was to `release`: stable, failed."""
+    changes = history(service)
+    if changes and changes[-1]["release"] == release and changes[-1]["result"] != word:
+        changes[-1] = dict(changes[-1], result=word)
+        _keep(service, changes)
+
+
+def _keep(service, changes):
+    text = json.dumps(changes[-KEPT_CHANGES:], sort_keys=True, indent=1)
+    store.write_atomic(_path(service, "history.json"), text + "\n")
+
+
+def last_stable(service, state):
+    """The newest release but the current that was stable here and is still kept; None where there is none."""
+    changes = history(service)
+    proven = [item["release"] for item in reversed(changes) if item["result"] == "stable"]
+    if state["stable"]:
+        proven.append(state["stable"])
+    kept = set(store.releases(service))
+    return next((release for release in proven if release != state["release"] and release in kept), None)

@@ -1,0 +1,82 @@
+"""Changes to the units of services, applied or, in check mode, only told. Python 3.8, standard library."""
+
+from __future__ import annotations
+
+import os
+
+from ansible.module_utils import sglang_host_drain as drain
+from ansible.module_utils import sglang_host_rollout as rollouts
+from ansible.module_utils import sglang_host_state as store
+from ansible.module_utils import sglang_host_systemd as systemd
+
+
+class Host:
+    """Applies steps to the host, or only tells them in check mode."""
+
+    def __init__(self, module):
+        self.module = module
+        self.check = module.check_mode
+        self.change = module.params["change"]
+        self.changed = False
+        self.diffs = []
+        self.reload = False
+
+    def write_unit(self, name, before, after):
+        self.changed = self.reload = True
+        path = store.unit_path(name)
+        self.diffs.append({"before_header": path, "after_header": path, "before": before or "", "after": after or ""})
+        if self.check:
+            return
+        if after is None:
+            os.unlink(path)
+        else:
+            store.write_atomic(path, after)
+
+    def daemon_reload(self):
+        if self.reload and not self.check:
+            self.systemctl("daemon-reload")
+        self.reload = False
+
+    def systemctl(self, *arguments):
+        self.changed = self.changed or arguments[0] not in ("daemon-reload", "reset-failed")
+        error = "" if self.check else systemd.systemctl(*arguments)
+        if error and arguments[0] in ("start", "stop", "enable"):
+            name = arguments[-1][: -len(".service")]
+            log = systemd.journal(name, systemd.show([name]).get(name, {}))
+            self.module.fail_json(msg="systemctl %s failed: %s" % (" ".join(arguments), error), changed=True,
+                                  sglang_ops={"kind": "service", "services": [], "log": log})
+
+    def record(self, name, release, stable):
+        self.changed = True
+        if not self.check:
+            store.write_state(name, dict(store.read_state(name), release=release, stable=stable))
+
+    def note(self, name, before, release, verb):
+        """One more line in the history of the service."""
+        if not self.check:
+            found = store.read_record(name, release)
+            model = (found.get("content") or {}).get("model") or {}
+            rollouts.note(name, dict(
+                self.change, verb=verb, before=before, release=release, image=found.get("image"),
+                image_digest=found.get("image_digest"), model=model.get("commit") or model.get("repo")))
+
+    def stop(self, services):
+        """Stop servers, each as the release that runs is recorded: behind which gateways, answering where."""
+        self.changed = self.changed or bool(services)
+        if self.check or not services:
+            return
+        timeout = self.module.params["drain_timeout"]
+        if timeout:
+            running = {name: store.read_record(name, store.read_state(name)["release"]) for name in services}
+            cut = drain.stop([{"name": name, "engine": found.get("engine", "docker"), "gate": found.get("gate"),
+                               "gateways": found.get("gateways")} for name, found in running.items()], timeout)
+            for name, how in sorted(cut.items()):
+                self.module.warn("%s was ended with work left: %s" % (name, how))
+        for name in services:
+            self.systemctl("stop", name + ".service")
+
+    def start(self, name):
+        unit = name + ".service"
+        self.systemctl("reset-failed", unit)
+        self.systemctl("enable", "--quiet", unit)
+        self.systemctl("start", unit)

@@ -1,0 +1,252 @@
+"""What the verbs of `evaluate` have in common: which deployment, where results go, playing, merging, showing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sglang_ops import inventory_check, spec
+from sglang_ops.commands import _common, _deployment, _views
+from sglang_ops.commands import _evaluation_view as view
+from sglang_ops.errors import ExitCode, UsageError
+from sglang_ops.evaluation import results, run_results
+from sglang_ops.evaluation.run import DEFAULT_DIRECTORY, Work
+from sglang_ops.runs import RunFolder
+
+LEAST_BYTES = 100 * 1000 * 1000  # free where results are brought
+STATES = {"fetch": "collected", "wait": "waited", "resume": "resumed", "cancel": "cancelled", "rm": "absent"}
+
+
+def chosen(source: _deployment.Source, service: str | None) -> tuple[spec.DeploymentFile, spec.Deployment]:
+    """The one deployment that is meant, and its file. Raises UsageError."""
+    pairs = [(file, item) for file in source.files for item in file.services]
+    wanted = _common.service_unit(service) if service else None
+    pairs = [pair for pair in pairs if wanted in (None, pair[1].service_name)]
+    if not pairs:
+        raise UsageError(f"{source.origin} has no deployment {service}.", fix="Name one that it has.")
+    if len(pairs) > 1:
+        names = " and ".join(item.service_name for _, item in pairs)
+        raise UsageError(
+            f"{source.origin} names {names}, and one is evaluated at a time.", fix="Name it with --service."
+        )
+    return pairs[0]
+
+
+def base(config: Path | None, inventory: Sequence[str]) -> Path:
+    """Where relative paths of the deployment file begin: beside it."""
+    path = config or spec.find_deployment_file(None, inventory_check.paths(inventory))
+    return path.absolute().parent if path else Path.cwd()
+
+
+def written_directory(inventory: Sequence[str]) -> str | None:
+    """execution.output_dir of the deployment file that would be taken, if there is one that can be read."""
+    with _deployment.find(None, inventory, None, {}) as found:
+        return found.files[0].execution.output_dir if found else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the results of a run are brought."""
+
+    directory: Path
+    run: str
+
+    @classmethod
+    def of(cls, written: Path | str | None, run: str) -> Place:
+        return cls(Path(written or DEFAULT_DIRECTORY).expanduser().absolute(), run)
+
+    @property
+    def folder(self) -> Path:
+        return self.directory / self.run
+
+    def check(self, *, new: bool) -> None:
+        """Refuse a place that cannot take results, before any host is touched. Raises UsageError."""
+        above = next(path for path in (self.directory, *self.directory.parents) if path.exists())
+        if not above.is_dir():
+            raise UsageError(f"The output directory {self.directory} is, or lies in, a file.", fix="Give --output-dir.")
+        free = shutil.disk_usage(above).free
+        if free < LEAST_BYTES:
+            raise UsageError(
+                f"The output directory {self.directory} has {free / 1e6:.0f} MB free, results may need "
+                f"{LEAST_BYTES / 1e6:.0f} MB.", fix="Make room, or give --output-dir.",
+            )  # fmt: skip
+        if new and self.folder.exists():
+            raise UsageError(f"There are results of a run {self.run} in {self.directory}.", fix="Give another --name.")
+
+
+@dataclass
+class Session:
+    """One command on the hosts of a run."""
+
+    target: _common.Target
+    folder: RunFolder
+    context: typer.Context
+    place: Place
+    json: bool
+
+    def start(self, source: _deployment.Source, made: Work, *, detach: bool, check: bool, diff: bool) -> int:
+        """Begin a run; unless it shall be left alone, follow it and bring its results home."""
+        err = _common.stderr()
+        for line in made.said:
+            err.print(line, soft_wrap=True, markup=False)
+        variables = {**source.variables, "sglang_ops_evaluation": {"do": "started", "work": made.variables()}}
+        played = _common.play("evaluate", self.target, self.folder, variables, quiet=self.json, check=check, diff=diff)
+        begun = _runs(played)
+        code = played.exit_code
+        if code is ExitCode.DONE and not begun:
+            raise UsageError(f"No host of the inventory has {made.job['deployment']}.", fix="Correct `hosts`, or -i.")
+        for warning in _warnings(played):
+            err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
+        if code is not ExitCode.DONE or check or detach:
+            return self._end(played, begun, made.run, code)
+        err.print(f"Run {made.run} has begun on {', '.join(begun)}. It goes on without this command.", soft_wrap=True)
+        return self._bring("waited", made.run, each=bool(made.job["repeat_on_hosts"]))
+
+    def act(self, verb: str, run: str, *, check: bool) -> int:
+        """What a verb does to a run that is there."""
+        if verb in ("wait", "fetch", "resume"):
+            self.place.check(new=False)
+        if verb in ("wait", "fetch"):
+            return self._bring(STATES[verb], run)
+        shards = self._missing(run) if verb == "resume" else {}
+        played = self._play(STATES[verb], {"run": run, "shards": shards}, check=check)
+        found = _runs(played)
+        if verb == "resume" and found and not check and not played.interrupted:
+            return self._bring("waited", run)
+        return self._end(played, found, run, played.exit_code)
+
+    def listing(self, run: str | None) -> int:
+        played = self._play("listed", {"run": run or ""})
+        rows = [
+            {"host": host.name, **one}
+            for host in played.state.hosts.values()
+            for one in host.result("evaluation").get("runs") or []
+        ]
+        if run and not rows and played.exit_code is ExitCode.DONE:
+            raise UsageError(f"No host has a run {run}.", fix="`sglang-ops evaluate ls` lists the runs.")
+        _common.keep(self.folder, {"exit_code": int(played.exit_code)}, hosts=len(played.state.hosts), seconds=0)
+        if self.json:
+            code = played.exit_code
+            _common.print_json({"ok": code is ExitCode.DONE, "exit_code": int(code), "runs": rows})
+        else:
+            view.show_runs(rows)
+        _views.failures(_common.stderr(), played.state.failures, self.folder, self.target, _common.again(self.context))
+        return played.exit_code
+
+    def _play(self, do: str, work: Mapping[str, Any], *, check: bool = False, fetch: str = "") -> _common.Played:
+        told = {"do": do, "work": dict(work), "fetch": fetch}
+        quiet = self.json or do == "listed"
+        return _common.play(
+            "evaluate", self.target, self.folder, {"sglang_ops_evaluation": told}, quiet=quiet, check=check
+        )
+
+    def _missing(self, run: str) -> dict[str, list[list[int]]]:
+        """Shares of hosts that do not answer, given to those that do: {host: [[index, count], …]}."""
+        played = self._play("listed", {"run": run})
+        alive = _runs(played)
+        held = {tuple(share) for one in alive.values() for share in one["shards"]}
+        counts = {count for _, count in held}
+        if len(counts) != 1 or not played.state.failures:
+            return {}
+        (count,) = counts
+        lost = [[index, count] for index in range(count) if (index, count) not in held]
+        hosts = sorted(alive)
+        return {host: lost[place :: len(hosts)] for place, host in enumerate(hosts) if lost[place :: len(hosts)]}
+
+    def _bring(self, do: str, run: str, *, each: bool = False) -> int:
+        with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:
+            played = self._play(do, {"run": run}, fetch=private)
+            found = _runs(played)
+            if played.interrupted:
+                _common.stderr().print("\nStopped watching. The run goes on.")
+                _views.following([self._command("wait", run)], _common.stderr())
+                return ExitCode.INTERRUPTED
+            parts = [
+                run_results.Part(
+                    host, run_results.unpack(Path(private) / f"{host}.tar.gz", Path(private) / host),
+                    str(one["state"]), str(one.get("why") or ""),
+                )
+                for host, one in found.items()
+                if (Path(private) / f"{host}.tar.gz").exists()
+            ]  # fmt: skip
+            lost = {failure.host: failure.cause for failure in played.state.failures}
+            if parts:
+                each = each or bool(parts[0].read("job.json").get("repeat_on_hosts"))
+                if each and len(parts) > 1:
+                    for part in parts:
+                        name = f"{run}-{part.host}"
+                        run_results.assemble(self.place.directory / name, name, [part], {})
+                else:
+                    run_results.assemble(self.place.folder, run, parts, lost)
+        return self._end(played, found, run, played.exit_code)
+
+    def _end(self, played: _common.Played, found: Mapping[str, Any], run: str, code: ExitCode) -> int:
+        """Show and keep how it ended: results where there are some, else the state."""
+        folders = [self.place.folder] if self.place.folder.is_dir() else [
+            path for host in found if (path := self.place.directory / f"{run}-{host}").is_dir()
+        ]  # fmt: skip
+        read = [results.read(folder) for folder in folders]
+        tasks = [task.result for one in read for task in one.tasks]
+        states = {str(one["state"]) for one in found.values()}
+        whole = all(one.info.complete for one in read) and not states & {"failed", "stalled", "refused"}
+        if code is ExitCode.DONE and not whole:
+            code = ExitCode.ERROR
+        data = {
+            "ok": code is ExitCode.DONE,
+            "exit_code": int(code),
+            "run": run,
+            "output_dir": str(self.place.folder if len(folders) < 2 else self.place.directory),
+            "states": {host: one["state"] for host, one in found.items()},
+            "tasks": [view.summary(task) for task in tasks],
+        }
+        _common.keep(self.folder, data, hosts=len(played.state.hosts), seconds=played.seconds)
+        err = _common.stderr()
+        if self.json:
+            _common.print_json(data)
+        else:
+            for host, text in played.state.diffs:
+                _common.stdout().print(f"--- {host}\n{text}", markup=False, soft_wrap=True)
+            if tasks:
+                view.show_results(tasks)
+            else:
+                view.show_runs([{"host": host, **one} for host, one in found.items()])
+        _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))
+        for host, one in found.items():
+            if one["state"] in ("failed", "stalled"):
+                err.print(f"{host}: the run has {one['state']}: {one.get('why') or 'see its log'}", soft_wrap=True)
+        if not self.json:
+            self._advise(run, states, folders)
+        return code
+
+    def _advise(self, run: str, states: set[str], folders: Sequence[Path]) -> None:
+        err = _common.stderr()
+        if folders:
+            err.print(f"Results: {', '.join(map(str, folders))}", soft_wrap=True)
+        if states & {"running", "starting", "checking"}:
+            _views.following([self._command("wait", run), self._command("status", run)], err)
+        elif states & {"failed", "stalled", "cancelled"}:
+            _views.following([self._command("resume", run), self._command("logs", run)], err)
+
+    def _command(self, verb: str, run: str) -> str:
+        words = self.target.command("evaluate").split(" ", 2)
+        return f"{words[0]} {words[1]} {verb} {words[2]} {run}"
+
+
+def _runs(played: _common.Played) -> dict[str, Any]:
+    """The run on each host that has it, as the last answer told."""
+    return {
+        host.name: one
+        for host in played.state.hosts.values()
+        for one in (host.result("evaluation").get("runs") or [])[:1]
+    }
+
+
+def _warnings(played: _common.Played) -> list[str]:
+    told = [text for host in played.state.hosts.values() for text in host.result("evaluation").get("warnings") or []]
+    return list(dict.fromkeys(told))

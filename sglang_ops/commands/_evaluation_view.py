@@ -1,0 +1,78 @@
+"""How runs, their results and tasks are shown on a terminal, and the same as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+
+from sglang_ops.commands import _common, _views
+from sglang_ops.evaluation import results
+from sglang_ops.evaluation.tasks import Task
+
+_OVER = ("done", "cancelled", "stalled", "failed", "refused", "removed")
+
+
+def summary(task: results.TaskResult) -> dict[str, Any]:
+    return {
+        "name": task.task,
+        "score": task.score,
+        "interval": list(task.interval) if task.interval else None,
+        "metric": task.primary,
+        "items": task.items,
+        "failed": task.failed,
+        "empty": task.empty,
+        "reasoning_only": task.reasoning_only,
+        "seconds": task.timings.seconds,
+        "complete": task.complete,
+        "run": task.run,
+    }
+
+
+def show_results(found: Sequence[results.TaskResult]) -> None:
+    table = _views.grid(
+        "task", "metric", "score", "95 % interval", "items", "failed", "empty", "reasoning only", "time", ""
+    )
+    for task in found:
+        interval = f"{task.interval[0]:.3f} – {task.interval[1]:.3f}" if task.interval else "-"
+        score = "-" if task.score is None else f"{task.score:.3f}"
+        table.add_row(
+            task.task, task.primary, score, interval, str(task.items), str(task.failed), str(task.empty),
+            str(task.reasoning_only), f"{task.timings.seconds:.1f} s", escape(task.incomplete_because or ""),
+        )  # fmt: skip
+    _common.stdout().print(table)
+
+
+def show_runs(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        _common.stdout().print("There are no runs on these hosts.")
+        return
+    table = _views.grid("host", "run", "service", "state", "answered", "rate", "left", "failed", "tasks")
+    for row in rows:
+        tasks = row.get("tasks") or {}
+        left = row.get("seconds_left")
+        table.add_row(
+            str(row["host"]), str(row["run"]), str(row.get("service") or "-"), str(row["state"]),
+            f"{row['done']}/{row['total']}" if row.get("total") is not None else "-",
+            f"{row['rate']:.1f}/s" if row.get("rate") and row["state"] not in _OVER else "-",
+            f"{left} s" if left and row["state"] not in _OVER else "-",
+            str(sum(task.get("failed", 0) for task in tasks.values())), ", ".join(row.get("names") or []),
+        )  # fmt: skip
+    _common.stdout().print(table)
+
+
+def described(task: Task) -> dict[str, Any]:
+    return {
+        "name": task.name, "harness_task": task.harness_task, "endpoint": task.endpoint, "items": task.items,
+        "dataset": task.dataset, "gated": task.gated, "needs": task.needs,
+    }  # fmt: skip
+
+
+def show_tasks(found: Sequence[Task], total: int) -> None:
+    table = _views.grid("task", "endpoint", "items", "data set", "needs")
+    for task in found:
+        table.add_row(task.name, task.endpoint, str(task.items or "-"), task.dataset or "-", task.needs or "-")
+    _common.stdout().print(table)
+    if len(found) < total:
+        _common.stdout().print(f"… and {total - len(found)} more: `sglang-ops evaluate tasks TEXT` narrows them down.")

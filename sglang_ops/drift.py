@@ -1,0 +1,49 @@
+"""Where hosts are not as the last deploy left them, or not alike: what the next deploy mends. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One difference, in words. `service` is missing on a host, was changed there, or is another release."""
+
+    host: str
+    service: str
+    what: str
+
+
+def drift(rows: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> tuple[Drift, ...]:
+    """The differences of a fleet: `rows` are those of status, `hosts` the ones that answered."""
+    found = [Drift(row["host"], row["name"], what) for row in rows for what in _of_itself(row)]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        found += _between(name, [row for row in rows if row["name"] == name], hosts)
+    return tuple(found)
+
+
+def _of_itself(row: Mapping[str, Any]) -> Iterator[str]:
+    if row.get("changed_by_hand"):
+        yield str(row["changed_by_hand"])
+    record = row.get("rollout")
+    if record and record.get("paused"):
+        yield f"waits for a roll-out that {record['paused']['who']} paused"
+    elif record:
+        yield f"waits for a roll-out that {record['who']} began"
+
+
+def _between(name: str, rows: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> Iterator[Drift]:
+    there = {row["host"] for row in rows}
+    if len(there) * 2 > len(hosts):  # what most hosts have, the others are taken to lack
+        for host in hosts:
+            if host not in there:
+                yield Drift(host, name, f"is not deployed here, and is on {len(there)} other hosts")
+    counted = Counter(row.get("release") for row in rows)
+    usual, times = counted.most_common(1)[0]
+    if len(counted) > 1 and times * 2 > len(rows):
+        for row in rows:
+            if row.get("release") != usual:
+                yield Drift(row["host"], name, f"runs release {row.get('release')}, and {times} hosts run {usual}")

@@ -1,0 +1,1 @@
+"""Measuring the quality of a deployed model: run on the hosts, judged and shown here."""

@@ -1,0 +1,171 @@
+"""One life of a run: proxy here, harness in a process of its own, and a file that says how far it is.
+
+Exit codes: 0 done, 7 refused (checked.json says why), 3 the server is gone for longer than the run is patient,
+143 stopped; anything else is tried again by systemd. A life that follows goes on where this one ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from .lmeval import _write as write
+from .proxy import Proxy, Route
+from .store import Store
+from .upstream import Server, Stalled, Upstream, measure
+
+_EVERY_SECONDS = 1.0
+_RATE_SECONDS = 60.0
+PROMPTS: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "Count from one to ten."}]},
+    "completions": {"prompt": "Count from one to ten."},
+}
+
+
+class Life:
+    """The run from the start of this process to its end."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.job: dict[str, Any] = json.loads((directory / "job.json").read_text())
+        secrets = json.loads((directory / "secrets.json").read_text())
+        self.harness_environment: dict[str, str] = secrets["environment"]
+        self.task_environments: dict[str, dict[str, str]] = secrets.get("tasks", {})
+        self.over = threading.Event()
+        self.ended_because = ""
+        self.store = Store(directory / "answers.sqlite")
+        self.upstream = Upstream(
+            [Server(one["address"], one["port"]) for one in self.job["upstreams"]],
+            capacity=self.job["concurrency"],
+            patience=self.job["patience"],
+            api_key=secrets.get("api_key"),
+            ended=self.over.wait,
+        )
+        endpoints = self.job["endpoints"]
+        routes = {
+            task["name"]: Route(endpoints[task["endpoint_type"]], task["request_timeout"], task["max_retries"])
+            for task in self.job["tasks"]
+        }
+        self.proxy = Proxy(self.store, self.upstream, routes, self._stall)
+        self.rates: deque[tuple[float, int]] = deque()
+
+    def live(self) -> int:
+        signal.signal(signal.SIGTERM, lambda *_: self._end("stopped"))
+        self._tell("checking")
+        try:
+            kind = self.job["tasks"][0]["endpoint_type"]
+            measure(self.upstream, self.job["endpoints"][kind], self.job["model"], PROMPTS[kind])
+        except Stalled as error:
+            self._end(str(error))
+        self.proxy.start()
+        code = self._harness()
+        self.proxy.stop()
+        if code == 7:
+            self._tell("refused")
+            return 7
+        if code == 0:
+            self._tell("done")
+            (self.directory / "finished").touch()
+            return 0
+        if self.ended_because == "stopped":
+            self._tell("stopped")
+            return 143
+        self._tell("stalled" if self.ended_because else "failed")
+        return 3 if self.ended_because else 1
+
+    def _harness(self) -> int:
+        environment = {**os.environ, **self.harness_environment, "OPENAI_API_KEY": "the-proxy-has-it"}
+        package = str(__package__)
+        root = Path(__file__).resolve().parents[package.count(".") + 1]  # of this package; on hosts a zip file
+        with subprocess.Popen(
+            [sys.executable, "-m", f"{package}.lmeval", str(self.directory), self.proxy.url],
+            env={**environment, "PYTHONPATH": str(root)},
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            text=True,
+        ) as child:
+            assert child.stdin  # noqa: S101 - it is a pipe
+            child.stdin.write(json.dumps(self.task_environments))  # not by file or argument: there may be tokens in it
+            child.stdin.close()
+            while not self.over.is_set():
+                try:
+                    return child.wait(_EVERY_SECONDS)
+                except subprocess.TimeoutExpired:
+                    checked = _read(self.directory / "checked.json")
+                    self._tell("running" if checked and not checked["problems"] else "checking")
+            os.killpg(child.pid, signal.SIGKILL)
+            return child.wait()
+
+    def _stall(self, why: str) -> None:
+        self._end(why)
+
+    def _end(self, why: str) -> None:
+        self.ended_because = self.ended_because or why
+        self.over.set()
+
+    def _tell(self, state: str) -> None:
+        """Write how far the run is: counts, answers per second over the last minute, seconds left."""
+        checked = _read(self.directory / "checked.json")
+        tasks = {task["name"]: self._count(task["name"], checked) for task in self.job["tasks"]}
+        done = sum(task["done"] for task in tasks.values())
+        total = sum(task["total"] for task in tasks.values())
+        now = time.monotonic()
+        self.rates.append((now, done))
+        while self.rates[0][0] < now - _RATE_SECONDS:
+            self.rates.popleft()
+        (since, before), seconds = self.rates[0], now - self.rates[0][0]
+        rate = (done - before) / seconds if seconds >= _EVERY_SECONDS and now > since else 0.0
+        status = {
+            "state": state,
+            "why": self.ended_because,
+            "problems": checked.get("problems", []),
+            "tasks": tasks,
+            "done": done,
+            "total": total,
+            "rate": round(rate, 3),
+            "seconds_left": round((total - done) / rate) if rate else None,
+            "requests": self.upstream.requests,
+            "concurrency": self.job["concurrency"],
+            "updated": time.time(),
+        }
+        write(self.directory / "status.json", json.dumps(status))
+
+    def _count(self, name: str, checked: dict[str, Any]) -> dict[str, Any]:
+        known = checked.get("tasks", {}).get(name, {})
+        return {
+            "total": known.get("here", 0) * known.get("repeats", 1),
+            **self.store.count(name),
+            "scored": (self.directory / "results" / name / "samples.jsonl").exists(),
+        }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def main() -> int:
+    directory = Path(sys.argv[1])
+    (directory / "checked.json").unlink(missing_ok=True)
+    life = Life(directory)
+    if (directory / "again").exists():  # asked by `evaluate resume`
+        life.store.forget_failed()
+        shutil.rmtree(directory / "results", ignore_errors=True)
+        (directory / "again").unlink()
+    return life.live()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""One line per item: what the harness scored, and what the proxy knows of the answer."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .proxy import prompt_digest
+from .store import Answer
+
+# Columns of data sets by which items are told apart; the first that a data set has is taken.
+_CATEGORIES = ("category", "subject", "Subdomain", "High-level domain", "subtask", "domain", "type")
+
+
+def lines(
+    logged: Mapping[str, Sequence[Mapping[str, Any]]],
+    repeat: int,
+    answers: Sequence[Answer],
+    host: str,
+) -> Iterator[dict[str, Any]]:
+    """One line per item: the filters' scores put together, and what the proxy knows of the answer."""
+    (entries,) = logged.values()
+    filters = {entry["filter"] for entry in entries}
+    by_item: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        by_item[entry["doc_id"]].append(entry)
+    known: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        known[answer.prompt].append(answer)
+    for item, several in sorted(by_item.items()):
+        first = several[0]
+        asked, prompt = _asked(first["arguments"])
+        answer = _given(known[prompt_digest(asked)], str(first["resps"][0][0]))
+        yield {
+            "id": str(item),
+            "repeat": repeat,
+            "host": host,
+            "category": _category(first["doc"]),
+            "prompt": prompt,
+            "answer": answer.content,
+            "reasoning": answer.reasoning,
+            "expected": _expected(first["target"]),
+            **_scores(several, several_filters=len(filters) > 1),
+            "failed": answer.failed,
+            "finish_reason": answer.finish_reason,
+            "latency_seconds": answer.latency,
+            "prompt_tokens": _count(answer.usage.get("prompt_tokens")),
+            "completion_tokens": _count(answer.usage.get("completion_tokens")),
+            "attempts": answer.attempts,
+        }
+
+
+def _scores(entries: Sequence[Mapping[str, Any]], *, several_filters: bool) -> dict[str, dict[str, float]]:
+    scores, weights = {}, {}
+    for entry in entries:
+        for metric in entry["metrics"]:
+            value, name = entry[metric], f"{metric},{entry['filter']}" if several_filters else str(metric)
+            if isinstance(value, (list, tuple)) and value and all(isinstance(one, (bool, int, float)) for one in value):
+                scores[name], weights[name] = sum(map(float, value)) / len(value), float(len(value))
+            elif isinstance(value, (bool, int, float)) or hasattr(value, "dtype"):
+                scores[name] = float(value)
+    return {"scores": scores, "weights": weights}
+
+
+def _asked(arguments: Any) -> tuple[dict[str, Any], str]:
+    """What was asked: as the request had it, and as people read it."""
+    text = arguments[0][0]
+    text = str(getattr(text, "prompt", text))
+    try:
+        messages = json.loads(text)
+    except ValueError:
+        messages = None
+    if not isinstance(messages, list):
+        return {"prompt": text}, text
+    if len(messages) == 1:
+        return {"messages": messages}, str(messages[0].get("content"))
+    return {"messages": messages}, "\n\n".join(f"{one.get('role')}: {one.get('content')}" for one in messages)
+
+
+def _given(answers: list[Answer], text: str) -> Answer:
+    """Of the answers to one prompt, which several items may have, one with this text; each is given once."""
+    chosen = next((answer for answer in answers if (answer.content or "") == text), answers[0])
+    answers.remove(chosen)
+    return chosen
+
+
+def _category(doc: Mapping[str, Any]) -> str | None:
+    named = next((str(doc[key]) for key in _CATEGORIES if isinstance(doc.get(key), str) and doc[key]), None)
+    kinds = doc.get("instruction_id_list")
+    return named or (str(kinds[0]).partition(":")[0] if kinds else None)
+
+
+def _expected(target: Any) -> str | None:
+    return None if target in (None, 0, "") else str(target)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None

@@ -1,0 +1,228 @@
+"""From the deployment file's `evaluation:` to what each host is told to do. Everything is checked before a host is
+touched; no secrets are in what is made here."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sglang_ops.errors import UsageError
+from sglang_ops.evaluation import parameters, tasks
+from sglang_ops.planning.command import Mount, arguments, option
+from sglang_ops.spec import Deployment, DeploymentFile
+from sglang_ops.spec.launcher import Task
+from sglang_ops.spec.model import is_secret
+from sglang_ops.spec.values import EnvValue
+
+MOST_CARRIED = 16 * 1024 * 1024  # bytes of data that travel with a run; more is put on the hosts beforehand
+DEFAULT_DIRECTORY = "evaluation_results"
+_NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}\Z")
+_SLUG = re.compile(r"^[A-Za-z0-9][\w.-]{0,80}\Z")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run to be: what the module is told (`job`), which files of this machine go along, and what is said."""
+
+    run: str
+    job: dict[str, Any]
+    files: Mapping[str, Path] = field(default_factory=dict)
+    mounts: tuple[Mount, ...] = ()
+    image: str | None = None
+    said: tuple[str, ...] = ()
+
+    def variables(self) -> dict[str, Any]:
+        """The same for Ansible's side."""
+        return {
+            "run": self.run,
+            "job": self.job,
+            "files": {name: str(path) for name, path in self.files.items()},
+            "mounts": [[mount.source, mount.target, mount.read_only] for mount in self.mounts],
+            "image": self.image or "",
+        }
+
+
+def new_name(now: datetime) -> str:
+    """A run's name where the user gives none: sorts by time, and two at once differ."""
+    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def check_name(name: str) -> str:
+    if not _NAME.match(name):
+        raise UsageError(f"A run cannot be called '{name}'.", fix="Use up to 40 lower-case letters, digits and dashes.")
+    return name
+
+
+def work(
+    file: DeploymentFile,
+    deployment: Deployment,
+    *,
+    run: str,
+    base: Path,
+    only: Sequence[str] = (),
+    limit: int | None = None,
+    repeat_on_hosts: bool = False,
+) -> Work:
+    """The run of `file`'s tasks against `deployment`. `base` is where relative paths of the file begin; `only` names
+    tasks to run instead of the file's (with the file's settings where it has them). Raises UsageError."""
+    section = file.evaluation
+    wanted = _wanted(section.tasks, only)
+    if not wanted:
+        raise UsageError("No task is named.", fix="Write evaluation.tasks in the deployment file, or give -t TASK.")
+    said: list[str] = []
+    items: list[dict[str, Any]] = []
+    files: dict[str, Path] = {}
+    mounts = _mounts(file)
+    for place, task in enumerate(wanted):
+        where = f"evaluation.tasks.{place}"
+        known, remark = tasks.find(task.name, own=bool(task.dataset_dir))
+        said += [remark] if remark else []
+        given = parameters.read(section.nemo_evaluator_config, task.nemo_evaluator_config, where=where)
+        if task.dataset_dir:
+            carried, mount = _data(task, known.name, base)
+            files |= carried
+            mounts += [mount] if mount else []
+        items.append(
+            _item(known, task, given, limit, (section.pre_cmd, task.pre_cmd), (task.post_cmd, section.post_cmd))
+        )
+    names = [item["name"] for item in items]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UsageError(f"evaluation.tasks: {twice} is there twice.", fix="Take one of them away.")
+    _check_environment(file)
+    job = {
+        "run": run,
+        "deployment": deployment.service_name,
+        "tasks": items,
+        "repeat_on_hosts": repeat_on_hosts,
+        "offline": all(task.dataset_dir for task in wanted),
+    }
+    return Work(run, job, files, tuple(mounts), _image(file, wanted), tuple(said))
+
+
+def _wanted(written: Sequence[Task], only: Sequence[str]) -> list[Task]:
+    if not only:
+        return list(written)
+    by_name = {task.name: task for task in written} | {task.name.rpartition(".")[2]: task for task in written}
+    return [by_name.get(name) or Task.model_validate({"name": name}) for name in dict.fromkeys(only)]
+
+
+def _item(
+    known: tasks.Task,
+    task: Task,
+    given: parameters.Parameters,
+    limit: int | None,
+    pre_cmd: Sequence[str],
+    post_cmd: Sequence[str],
+) -> dict[str, Any]:
+    endpoint = task.endpoint_type or known.endpoint
+    if endpoint not in {"chat", "completions"}:
+        raise UsageError(f"{known.name}: endpoint_type '{endpoint}' is neither chat nor completions.")
+    if not _SLUG.match(known.name):
+        raise UsageError(f"A task cannot be called '{known.name}'.", fix="Use letters, digits, '_', '.' and '-'.")
+    return {
+        "name": known.name,
+        "harness_task": known.harness_task,
+        "path": known.path,
+        "dataset": known.dataset,
+        "dataset_dir": task.dataset_dir,
+        "primary": known.primary,
+        "limit": limit or given.limit_samples,
+        "shards": [[0, 1]],
+        "repeats": given.extra.n_samples,
+        "num_fewshot": given.extra.num_fewshot,
+        "seed": given.extra.seed,
+        "system_instruction": given.extra.system_instruction,
+        "endpoint_type": endpoint,
+        "parallelism": given.parallelism,
+        "generation": given.generation(known.generation),
+        "usual": given.max_new_tokens is None,
+        "request_timeout": given.request_timeout or known.request_timeout,
+        "max_retries": given.max_retries,
+        "pre_cmd": [text for text in pre_cmd if text],
+        "post_cmd": [text for text in post_cmd if text],
+    }
+
+
+def _data(task: Task, name: str, base: Path) -> tuple[dict[str, Path], Mount | None]:
+    """The files of a task's `dataset_dir`, if it is on this machine; else the mount of the host's directory."""
+    written = str(task.dataset_dir)
+    if written.startswith("/"):
+        return {}, Mount(written, f"/evaluation/data/{name}", read_only=True)
+    directory = base / written
+    if not directory.is_dir():
+        raise UsageError(
+            f"{task.name}: dataset_dir {written} is no directory beside the deployment file ({directory}).",
+            fix="Correct it; an absolute path is one on the hosts.",
+        )
+    found = {f"data/{name}/{path.name}": path for path in sorted(directory.iterdir()) if path.is_file()}
+    size = sum(path.stat().st_size for path in found.values())
+    if size > MOST_CARRIED:
+        raise UsageError(
+            f"{task.name}: dataset_dir {written} has {size / 1e6:.0f} MB; {MOST_CARRIED / 1e6:.0f} MB can go along.",
+            fix="Put it on the hosts and write its absolute path.",
+        )
+    return found, None
+
+
+def _mounts(file: DeploymentFile) -> list[Mount]:
+    return [Mount(one.source, one.target, one.read_only) for one in file.execution.mounts.evaluation]
+
+
+def _image(file: DeploymentFile, wanted: Sequence[Task]) -> str | None:
+    images = {task.container for task in wanted if task.container}
+    if len(images) > 1 or (images and any(not task.container for task in wanted)):
+        raise UsageError(
+            f"One container runs all tasks of a run, and the tasks name {' and '.join(sorted(images))}.",
+            fix="Write one image in evaluation.harness_image.",
+        )
+    return next(iter(images), None) or file.evaluation.harness_image
+
+
+def environment(file: DeploymentFile, deployment: Deployment) -> dict[str, Any]:
+    """What is secret about a run, and its environment: read here, where the operator's variables are.
+
+    {"api_key", "environment": {name: value}, "tasks": {task: {name: value}}, "runtime": {name: variable of the host}}.
+    """
+    layers = {**file.env_vars, **file.evaluation.env_vars, **file.execution.env_vars.evaluation}
+    common = {name: value for name, value in layers.items() if value.kind != "runtime"}
+    resolved = {name: _value(value) for name, value in common.items()}
+    per_task = {
+        tasks.find(task.name, own=bool(task.dataset_dir))[0].name: {
+            name: _value(value) for name, value in task.env_vars.items() if value.kind != "runtime"
+        }
+        for task in file.evaluation.tasks
+    }
+    return {
+        "api_key": option(arguments(deployment), "--api-key") or resolved.pop("OPENAI_API_KEY", None),
+        "environment": resolved,
+        "tasks": per_task,
+        "runtime": {name: value.value for name, value in layers.items() if value.kind == "runtime"},
+    }
+
+
+def secret_values(file: DeploymentFile) -> set[str]:
+    """Values that must not be kept in run folders."""
+    layers = [file.env_vars, file.evaluation.env_vars, *(task.env_vars for task in file.evaluation.tasks)]
+    return {_value(value) for layer in layers for name, value in layer.items() if is_secret(name, value)} - {""}
+
+
+def _value(value: EnvValue) -> str:
+    return os.environ.get(value.value, "") if value.kind == "host" else value.value
+
+
+def _check_environment(file: DeploymentFile) -> None:
+    layers = [file.evaluation.env_vars, *(task.env_vars for task in file.evaluation.tasks)]
+    for layer in layers:
+        for name, value in layer.items():
+            if value.kind == "host" and not os.environ.get(value.value):
+                raise UsageError(
+                    f"evaluation.env_vars.{name}: the variable {value.value} is not set here.",
+                    fix=f"export {value.value}=…",
+                )

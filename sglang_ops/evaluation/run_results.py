@@ -1,0 +1,169 @@
+"""What the hosts brought home, put together: one folder per run, every item once, complete or marked incomplete."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sglang_ops.errors import OpsError
+from sglang_ops.evaluation import results, scoring
+from sglang_ops.evaluation.results import Dataset, Harness, ModelInfo, RunInfo, Sample, TaskResult, Timings
+
+_RAW = "harness"  # what the harness itself said, kept beside the results
+_SECRET_FLAGS = ("--api-key", "--admin-api-key")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one host brought of a run, unpacked. `state` is the run's on that host."""
+
+    host: str
+    path: Path
+    state: str
+    why: str = ""
+
+    def read(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        return content
+
+    def samples(self, task: str) -> list[Sample]:
+        file = self.path / "results" / task / "samples.jsonl"
+        return list(results.read_samples(file)) if file.exists() else []
+
+
+def unpack(archive: Path, target: Path) -> Path:
+    """Unpack what a host sent. Raises OpsError."""
+    try:
+        with tarfile.open(archive) as packed:
+            packed.extractall(target, filter="data")
+    except (tarfile.TarError, OSError) as error:
+        raise OpsError(f"{archive.name} cannot be unpacked: {error}.", fix="Fetch the run again.") from error
+    return target
+
+
+def assemble(folder: Path, run: str, parts: Sequence[Part], lost: Mapping[str, str]) -> RunInfo:
+    """Write `folder` from the parts of one run. `lost` are hosts that brought nothing, and why. Raises OpsError."""
+    if not parts:
+        raise OpsError(f"No host brought anything of the run {run}.")
+    job = parts[0].read("job.json")
+    names = [task["name"] for task in job["tasks"]]
+    written = [_task(folder, run, task, parts, lost) for task in job["tasks"]]
+    arguments = {tuple(part.read("job.json")["server"]["argv"]) for part in parts}
+    digests = {part.read("job.json")["server"]["image_digest"] for part in parts}
+    model = job["server"]["model"]
+    started = min(datetime.fromtimestamp(part.read("job.json")["created"], UTC) for part in parts)
+    info = RunInfo(
+        schema=results.SCHEMA,
+        run=run,
+        who=getpass.getuser(),
+        started=started.isoformat(timespec="seconds"),
+        ended=max((task.timings.ended for task in written if task and task.timings.ended), default=None),
+        complete=all(task is not None and task.complete for task in written),
+        deployment=job["deployment"],
+        model=ModelInfo(name=job["model"], repo=model.get("repo"), revision=model.get("commit")),
+        image_digest=next(iter(digests)) if len(digests) == 1 else None,
+        server_arguments=_without_secrets(min(arguments)),
+        hosts=tuple(part.host for part in parts),
+        tasks=tuple(names),
+        harness=_harness(parts),
+        parameters={task["name"]: _parameters(task) for task in job["tasks"]} | {"concurrency": job["concurrency"]},
+    )
+    results.write_info(folder, info)
+    return info
+
+
+def _task(
+    folder: Path, run: str, task: Mapping[str, Any], parts: Sequence[Part], lost: Mapping[str, str]
+) -> TaskResult | None:
+    name = task["name"]
+    checked = [found for part in parts if (found := part.read("checked.json").get("tasks", {}).get(name))]
+    if not checked:
+        return None
+    once: dict[tuple[str, int], Sample] = {}
+    for part in parts:
+        for sample in part.samples(name):
+            once.setdefault((sample.id, sample.repeat), sample)
+    samples = sorted(once.values(), key=lambda sample: (int(sample.id), sample.repeat))
+    items, repeats = int(checked[0]["items"]), int(checked[0]["repeats"])
+    missing = items * repeats - len(samples)
+    metrics, counts = scoring.measure(samples), scoring.count(samples)
+    primary = checked[0]["primary"] or (metrics[0].name if metrics else "")
+    chosen = next((metric for metric in metrics if metric.name == primary), metrics[0] if metrics else None)
+    result = TaskResult(
+        schema=results.SCHEMA,
+        run=run,
+        task=name,
+        harness_task=task["harness_task"],
+        harness=_harness(parts),
+        dataset=Dataset(**checked[0]["dataset"]),
+        primary=chosen.name if chosen else primary,
+        metrics=metrics,
+        score=chosen.score if chosen else None,
+        interval=chosen.interval if chosen else None,
+        items=items,
+        answered=counts.answered,
+        failed=counts.failed,
+        empty=counts.empty,
+        reasoning_only=counts.reasoning_only,
+        timings=_timings(parts, name),
+        hosts=tuple(part.host for part in parts if part.samples(name)),
+        complete=missing == 0,
+        incomplete_because=_why(missing, parts, lost) if missing else None,
+    )
+    place = results.write_task(folder, result, samples)
+    for part in parts:
+        raw = part.path / "results" / name / f"{_RAW}.json"
+        if raw.exists():
+            shutil.copyfile(raw, place / f"{_RAW}-{part.host}.json")
+    return result
+
+
+def _why(missing: int, parts: Sequence[Part], lost: Mapping[str, str]) -> str:
+    reasons = [f"{host}: {why}" for host, why in lost.items()]
+    reasons += [f"{part.host}: {part.why or part.state}" for part in parts if part.state != "done"]
+    return f"{missing} answers are missing ({'; '.join(reasons) or 'a host of the run was left out'})"
+
+
+def _timings(parts: Sequence[Part], task: str) -> Timings:
+    spent = [part.read(f"results/{task}/{_RAW}.json").get("timings") or {} for part in parts]
+    known = [one for one in spent if one]
+    return Timings(
+        started=min((one["started"] for one in known), default=datetime.now(UTC).isoformat(timespec="seconds")),
+        ended=max((one["ended"] for one in known), default=None),
+        seconds=round(max((one["seconds"] for one in known), default=0.0), 2),
+    )
+
+
+def _harness(parts: Sequence[Part]) -> Harness:
+    named: dict[str, Any] = next((one for part in parts if (one := part.read("checked.json").get("harness"))), {})
+    image = parts[0].read("job.json").get("image")
+    return Harness(name=named.get("name", "lm-evaluation-harness"), version=named.get("version", ""), image=image)
+
+
+def _parameters(task: Mapping[str, Any]) -> dict[str, Any]:
+    keys = (
+        "limit", "repeats", "num_fewshot", "seed", "endpoint_type", "parallelism", "generation", "request_timeout",
+        "max_retries",
+    )  # fmt: skip
+    return {key: task[key] for key in keys if task.get(key) is not None}
+
+
+def _without_secrets(argv: Sequence[str]) -> tuple[str, ...]:
+    shown: list[str] = []
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        if shown and shown[-1] in _SECRET_FLAGS:
+            shown.append("(hidden)")
+        else:
+            shown.append(f"{flag}=(hidden)" if equals and flag in _SECRET_FLAGS else word)
+    return tuple(shown)

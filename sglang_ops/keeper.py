@@ -1,0 +1,234 @@
+"""The process beside a run that keeps its locks: it lives exactly as long as ansible-playbook does.
+
+Ansible's workers end with their task, so none of them can hold anything. The first one that needs a lock starts this
+process; all hand it the command that reaches their host, and it answers with what the holder there says. From then
+on it lets every holder know, every few seconds, that the run still lives. When the run ends, however it ends, a
+pipe closes that only ansible-playbook itself held open; then the connections are closed and the kernel of each host
+frees the lock. Workers that a killed ansible-playbook has left behind are ended first: what they do on hosts would
+otherwise go on beside the next operator's run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sglang_ops import processes
+
+BEAT_SECONDS = 5
+BEGIN_SECONDS = 60  # in which a connection must bring the holder to speak
+REGAIN_SECONDS = 3  # between two attempts to lock again a host that was rebooted or cut off
+END_SECONDS = 5
+UNREACHED = 255  # ssh's own exit code
+TOLD_BYTES = 4000
+LINE_BYTES = 1 << 20
+Answer = dict[str, Any]
+Tell = Callable[[Answer], None]
+
+
+class Grip:
+    """The lock of one host: the connection to the process there that holds it."""
+
+    def __init__(self, request: Answer) -> None:
+        self.host = str(request["host"])
+        self._request = request
+        self._process: asyncio.subprocess.Process | None = None
+        self._told = b""
+        self.held: Answer | None = None
+
+    async def take(self, tell: Tell) -> Answer:
+        """Lock the host, passing on what is waited for. Returns the last line: held, busy, unfinished or ended."""
+        for attempt in (1, 2):
+            answer = await self._attempt(tell)
+            if answer.get("ended") != UNREACHED or attempt == 2:  # like ansible.cfg: one more try
+                break
+        self.held = answer if "held" in answer else None
+        return answer
+
+    async def _attempt(self, tell: Tell) -> Answer:
+        self._told = b""
+        self._process = process = await asyncio.create_subprocess_exec(
+            *self._request["argv"],
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES,
+        )
+        asking = asyncio.create_task(self._listen())
+        if not self._request.get("password"):
+            self._send(str(self._request["input"]).encode())
+        patience: float | None = BEGIN_SECONDS
+        assert process.stdout  # noqa: S101 - a pipe
+        while True:
+            try:
+                line = await asyncio.wait_for(process.stdout.readline(), patience)
+            except TimeoutError:
+                self._told += b"\nThe host did not answer in time."
+                process.kill()
+                line = b""
+            if not line:
+                break
+            if line.startswith(b"BECOME-SUCCESS-") and self._request.get("password"):
+                self._send(str(self._request["input"]).encode())
+            with contextlib.suppress(ValueError):
+                said = json.loads(line)
+                if not said.keys() & {"waiting", "settling"}:
+                    return dict(said)
+                patience = None
+                tell(said)
+        code = await process.wait()
+        await asyncio.wait([asking], timeout=0.2)  # a master connection that ssh left behind may keep it open
+        return {"ended": code, "said": self._told.decode(errors="replace").strip()}
+
+    async def _listen(self) -> None:
+        """Keep the end of what ssh and sudo say, and give sudo its password once."""
+        assert self._process  # noqa: S101 - started just before
+        assert self._process.stderr  # noqa: S101
+        password, prompt = self._request.get("password"), str(self._request.get("prompt") or "").encode()
+        while piece := await self._process.stderr.read(TOLD_BYTES):
+            self._told = (self._told + piece)[-TOLD_BYTES:]
+            if password and prompt and prompt in self._told:
+                self._told = self._told.replace(prompt, b"")
+                self._send(f"{password}\n".encode())
+                password = None
+
+    def _send(self, data: bytes) -> None:
+        if self._process and self._process.stdin and not self._process.stdin.is_closing():
+            self._process.stdin.write(data)
+
+    def beat(self) -> None:
+        self._send(b"\n")
+
+    async def lost(self) -> bool:
+        """Wait until the holder is gone; True if somebody has released it by force."""
+        assert self._process  # noqa: S101 - it was held
+        await self._process.wait()
+        await asyncio.sleep(0)
+        return "released" in self._told.decode(errors="replace").splitlines()
+
+    async def end(self) -> None:
+        """Let go: the holder ends when its input does."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(OSError):
+            assert process.stdin  # noqa: S101 - a pipe
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), END_SECONDS)
+        except TimeoutError:  # the link is cut; the holder will notice by itself
+            process.kill()
+            await process.wait()
+
+
+class Keeper:
+    """Serves the workers of one run until `owner`, its ansible-playbook, closes the pipe `life`."""
+
+    def __init__(self, owner: int, life: int) -> None:
+        self._owner, self._life = owner, life
+        self._birth = processes.born(owner)
+        self._grips: dict[str, Grip] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._watches: set[asyncio.Task[None]] = set()
+
+    async def run(self, listener: socket.socket) -> None:
+        over = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self._life, over.set)
+        server = await asyncio.start_unix_server(self._serve, sock=listener, limit=LINE_BYTES)
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), BEAT_SECONDS)
+            for grip in self._grips.values():
+                grip.beat()
+        asyncio.get_running_loop().remove_reader(self._life)
+        for watch in self._watches:
+            watch.cancel()
+        if processes.born(self._owner) != self._birth:
+            processes.kill(_left_behind(self._life))
+        await asyncio.gather(*(grip.end() for grip in self._grips.values()))
+        server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = json.loads(await reader.readline())
+
+        def tell(line: Answer) -> None:
+            writer.write(json.dumps(line).encode() + b"\n")
+
+        async with self._turns.setdefault(str(request["host"]), asyncio.Lock()):
+            known = self._grips.get(str(request["host"]))
+            if known and known.held:
+                tell({**known.held, "already": True})
+            else:
+                grip = self._grips[str(request["host"])] = Grip(request)
+                answer = await grip.take(tell)
+                if grip.held:
+                    self._watch(grip)
+                else:
+                    await grip.end()
+                tell(answer)
+        with contextlib.suppress(OSError):
+            await writer.drain()
+        writer.close()
+
+    def _watch(self, grip: Grip) -> None:
+        task = asyncio.create_task(self._keep(grip))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+
+    async def _keep(self, grip: Grip) -> None:
+        """Lock a host again that was rebooted or cut off; end the run where somebody else has it now."""
+        while True:
+            if await grip.lost():
+                return self._stop(grip.host, "it was released by hand")
+            answer: Answer = {}
+            while "held" not in answer:
+                await asyncio.sleep(REGAIN_SECONDS)
+                answer = await grip.take(lambda _: None)
+                if "busy" in answer:
+                    return self._stop(grip.host, f"{answer['busy'].get('who')} has it now")
+
+    def _stop(self, host: str, why: str) -> None:
+        progress = os.environ.get("SGLANG_OPS_PROGRESS")
+        if progress:
+            with Path(progress).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"host": host, "step": "lock", "lost": why}) + "\n")
+        if processes.born(self._owner) == self._birth:
+            os.kill(self._owner, signal.SIGINT)
+
+
+def _left_behind(pipe: int) -> dict[int, str]:
+    """Workers of a run that was killed, and what they have started: they alone have the run's pipe open."""
+    if not processes.PROC.is_dir():
+        return {}
+    name = Path(f"/proc/self/fd/{pipe}").readlink()
+    workers = []
+    for file in processes.PROC.glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if file.readlink() == name:
+                workers.append(int(file.parts[2]))
+    own = processes.tree([os.getpid()])
+    return {pid: birth for pid, birth in processes.tree(set(workers) - set(own)).items() if pid not in own}
+
+
+def main() -> None:
+    """Arguments: the numbers of ansible-playbook, of the pipe and of the socket, and the socket's directory."""
+    owner, life, listening = map(int, sys.argv[1:4])
+    for number in (signal.SIGINT, signal.SIGHUP):  # the terminal means ansible-playbook
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        asyncio.run(Keeper(owner, life).run(socket.socket(fileno=listening)))
+    finally:
+        shutil.rmtree(sys.argv[4], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""How a change went from host to host, from the events of a run. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sglang_ops.errors import ExitCode
+from sglang_ops.events import HostState, RunState
+
+_WORDS = {ExitCode.DONE: "done", ExitCode.ROLLED_BACK: "rolled-back", ExitCode.PENDING: "paused"}
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """`batches` are the hosts that had their turn, in its order; `waiting` those that were to change and had none.
+
+    `paused` says by whom, since when (seconds since the epoch) and why; it is empty where nothing is paused.
+    """
+
+    result: str
+    batches: tuple[tuple[str, ...], ...]
+    waiting: tuple[str, ...]
+    paused: Mapping[str, Any]
+    seconds: float
+
+    @classmethod
+    def from_run(cls, state: RunState, seconds: float) -> Rolled | None:
+        """None where no host was to change, or none could."""
+        changing = [host for host in state.hosts.values() if _changes(host)]
+        if not changing or state.exit_code() in (ExitCode.REFUSED, ExitCode.LOCKED):
+            return None
+        batches: dict[str, list[str]] = {}
+        for host in changing:
+            if _touched(host):
+                batches.setdefault(_batch(host), []).append(host.name)
+        waiting = tuple(host.name for host in changing if not _touched(host))
+        paused = next((mark for host in changing if (mark := _paused(host))), {})
+        code = state.exit_code()
+        word = "paused" if paused and code is ExitCode.DONE else _WORDS.get(code, "needs-hands")
+        return cls(word, tuple(tuple(names) for names in batches.values()), waiting, paused, round(seconds, 2))
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _changes(host: HostState) -> bool:
+    services = (host.result("plan").get("plan") or host.result("target")).get("services") or ()
+    return any(item.get("action") != "none" for item in services)
+
+
+def _touched(host: HostState) -> bool:
+    return bool(host.results.get("service") or host.results.get("gate")) or (bool(_batch(host)) and bool(host.failure))
+
+
+def _batch(host: HostState) -> str:
+    return next((str(told["batch"]) for told in host.results.get("turn", ()) if told.get("batch")), "")
+
+
+def _paused(host: HostState) -> Mapping[str, Any]:
+    marks = [told.get("paused") for kind in ("turn", "gate") for told in host.results.get(kind, ())]
+    return next((mark for mark in marks if mark), {})

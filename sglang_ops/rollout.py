@@ -1,0 +1,199 @@
+"""The decisions of a roll-out: how many hosts at a time, when it stops, whether it is the same as before. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sglang_ops.planning.settings import fingerprint
+from sglang_ops.spec import Deployment, EnvValue
+from sglang_ops.spec.model import is_secret
+from sglang_ops.spec.rollout import Rollout
+
+Hostvars = Mapping[str, Mapping[str, Any]]
+
+# Registers of roles/sglang_server/tasks; they survive to the next play of a run.
+RESULT = "__sglang_server_result"
+BEGUN = "__sglang_server_begun"
+TURN = "__sglang_server_turn"
+GATE = "__sglang_server_gate"
+DEFAULT_CANARY = 1
+DEFAULT_BATCH = "25%"  # as Kubernetes' maxUnavailable
+_SECRET_FLAG = re.compile(r"^--[\w-]*(key|token|secret|password)[\w-]*$", re.IGNORECASE)
+
+
+def canary_of(hosts: int, canary: int | None, batch: int | str | None, *, serving: bool) -> int:
+    """How many of `hosts` change first, alone.
+
+    `serving` says whether a release serves on any of them: only then is there a canary by default, for where nothing
+    serves there is nothing to lose.
+    """
+    if canary is None:
+        canary = DEFAULT_CANARY if serving or batch is not None else 0
+    return min(hosts, canary)
+
+
+def batch_sizes(hosts: int, canary: int | None, batch: int | str | None, *, serving: bool) -> list[int]:
+    """How many of `hosts` change at a time, one number a batch, the canary's first; their sum is `hosts`.
+
+    A share counts of all hosts, rounded down, and is one host at least. `serving` as for `canary_of`.
+    """
+    first = canary_of(hosts, canary, batch, serving=serving)
+    if batch is None:
+        batch = DEFAULT_BATCH if serving or canary is not None else "100%"
+    rest, size = hosts - first, _number(batch, hosts)
+    sizes = [size] * (rest // size) + ([rest % size] if rest % size else [])
+    return ([first] if first else []) + sizes
+
+
+def _number(batch: int | str, hosts: int) -> int:
+    if isinstance(batch, str) and batch.endswith("%"):
+        return max(1, math.floor(hosts * float(batch[:-1]) / 100))
+    return max(1, int(batch))
+
+
+def stops(failed: int, had_turn: int, canary: int, max_failures: int) -> bool:
+    """Whether no further batch may begin. One failure of the canary is enough; later `max_failures` are bearable.
+
+    `had_turn` is how many hosts have had their turn: right after the canary's, as many as it has hosts.
+    """
+    return failed > (0 if had_turn <= canary else max_failures)
+
+
+def plans_of(names: Sequence[str], hostvars: Hostvars) -> Iterator[Mapping[str, Any]]:
+    """The plans of the hosts that have one, in their order."""
+    for name in names:
+        result = hostvars[name].get(RESULT) or {}
+        plan = (result.get("sglang_ops") or {}).get("plan")
+        if plan:
+            yield plan
+
+
+def sizes_for(names: Sequence[str], hostvars: Hostvars) -> list[int]:
+    """The batches of the hosts `names`, from what was planned for them."""
+    canary, batch, serving = _settings(names, hostvars)
+    return batch_sizes(len(names), canary, batch, serving=serving)
+
+
+def stops_for(names: Sequence[str], left: Sequence[str], hostvars: Hostvars) -> bool:
+    """`stops` for the hosts `names` of a play, of which those `left` have not failed."""
+    failed = len(set(names) - set(left))
+    if not failed:
+        return False
+    canary, batch, serving = _settings(names, hostvars)
+    plan = next(plans_of(names, hostvars), {})
+    had_turn = sum(bool(hostvars[name].get(TURN)) for name in names)
+    first = canary_of(len(names), canary, batch, serving=serving)
+    return stops(failed, had_turn, first, int(rollout_of(plan).get("max_failures") or 0))
+
+
+def _settings(names: Sequence[str], hostvars: Hostvars) -> tuple[int | None, int | str | None, bool]:
+    plans = list(plans_of(names, hostvars))
+    settings = rollout_of(plans[0]) if plans else {}
+    return settings.get("canary"), settings.get("batch"), any(serves(plan) for plan in plans)
+
+
+def order_for(names: Sequence[str], hostvars: Hostvars) -> str:
+    """The order of the hosts, in Ansible's words."""
+    return str(rollout_of(next(plans_of(names, hostvars), {})).get("order") or "inventory")
+
+
+def paused_for(names: Sequence[str], hostvars: Hostvars) -> bool:
+    """Whether one of the hosts says that the roll-out is paused, or its canary left it in doubt."""
+    return any(paused_by(hostvars[name]) for name in names)
+
+
+def paused_by(variables: Mapping[str, Any]) -> bool:
+    told = (variables.get(register) or {} for register in (BEGUN, TURN, GATE))
+    return any((result.get("sglang_ops") or {}).get("paused") for result in told)
+
+
+def is_first(names: Sequence[str], batch: Sequence[str], hostvars: Hostvars) -> bool:
+    """Whether `batch` is the first of the hosts `names` to change."""
+    return not any(hostvars[name].get(TURN) for name in set(names) - set(batch))
+
+
+def rollout_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The roll-out's settings in a plan."""
+    settings: Mapping[str, Any] = plan.get("rollout") or {}
+    return settings
+
+
+def serves(plan: Mapping[str, Any]) -> bool:
+    """Whether a service that will change runs an older release now."""
+    return any(item["action"] in ("restart", "check") for item in plan.get("services") or ())
+
+
+def described(deployment: Deployment) -> dict[str, Any]:
+    """What a deployment asks for, for telling later what has changed; secrets as one-way marks."""
+    data: dict[str, Any] = deployment.model_dump(mode="json", exclude_none=True)
+    data["env_vars"] = {
+        name: f"secret {fingerprint(value.value)}" if _written_secret(name, value) else value.reference()
+        for name, value in deployment.env_vars.items()
+    }
+    data["extra_args"] = list(_hidden(deployment.extra_args))
+    return data
+
+
+def _written_secret(name: str, value: EnvValue) -> bool:
+    return value.kind == "literal" and is_secret(name, value)
+
+
+def _hidden(arguments: Sequence[str]) -> Iterator[str]:
+    previous = ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if equals and _SECRET_FLAG.match(flag):
+            yield f"{flag}=secret {fingerprint(value)}"
+        elif _SECRET_FLAG.match(previous) and not argument.startswith("--"):
+            yield f"secret {fingerprint(argument)}"
+        else:
+            yield argument
+        previous = argument
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two described deployments, key by key: `port 8000 → 9000`."""
+    said: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            said += [f"{key}.{text}" for text in changes(old, new)]
+        elif old != new:
+            said.append(f"{key} {_short(old)} → {_short(new)}")
+    return said
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def identity(run: str) -> str:
+    """A short name of a roll-out, the same on every host of a run."""
+    return hashlib.sha256(run.encode()).hexdigest()[:10]
+
+
+def summed_up(sizes: Sequence[int]) -> str:
+    """Batches in words: `1, then 2 × 10, then 5`."""
+    if len(sizes) < 2:
+        return ""
+    groups: list[tuple[int, int]] = []
+    for size in sizes:
+        if groups and groups[-1][1] == size:
+            groups[-1] = (groups[-1][0] + 1, size)
+        else:
+            groups.append((1, size))
+    return ", then ".join(f"{times} × {size}" if times > 1 else str(size) for times, size in groups)
+
+
+def merged(files: Sequence[Rollout], given: Mapping[str, Any]) -> Rollout:
+    """The roll-out of a run: the files' sections in their order, then the flags. Raises ValidationError."""
+    made = Rollout.model_validate({})
+    for file in files:
+        made = made.laid_over(file.model_dump(exclude_unset=True))
+    return made.laid_over(dict(given))

@@ -1,0 +1,129 @@
+"""The roll-out of one run, as the plan of every host carries it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from sglang_ops import rollout
+from sglang_ops.errors import PreflightError
+from sglang_ops.planning import HostFacts, Settings, Wanted
+from sglang_ops.spec import Deployment, DeploymentFile, Rollout
+from sglang_ops.spec.messages import problem
+from sglang_ops.spec.yamlfile import Document
+
+
+@dataclass(frozen=True)
+class RunRollout:
+    """Settings of the files with the flags over them; `digests` are those of a roll-out that goes on, by image."""
+
+    settings: Rollout
+    identity: str
+    who: str
+    started: int
+    digests: Mapping[str, str] = field(default_factory=dict)
+    resume: bool = False
+
+    @classmethod
+    def of(cls, files: Sequence[DeploymentFile], given: Mapping[str, Any]) -> RunRollout:
+        """`given` is what the command line adds: {"run", "started", "options", "digests", "resume"}.
+
+        Raises PreflightError where an option cannot be used.
+        """
+        try:
+            settings = rollout.merged([file.rollout for file in files], given.get("options") or {})
+        except ValidationError as error:
+            raise PreflightError(*told(error, "rollout.{}"), fix=fix_of(error)) from None
+        return cls(
+            settings=settings,
+            identity=rollout.identity(str(given["run"])),
+            who=who(),
+            started=int(given.get("started") or time.time()),
+            digests=given.get("digests") or {},
+            resume=bool(given.get("resume")),
+        )
+
+    @property
+    def timeouts(self) -> dict[str, int]:
+        """Those of the role's variables that the roll-out sets; the unit keeps its own drain_timeout."""
+        named = {"soak": self.settings.soak, "start_timeout": self.settings.start_timeout}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def check_size(self, hosts: int) -> None:
+        """Raise PreflightError where the canary is larger than the fleet of `hosts`."""
+        canary = self.settings.canary
+        if canary is not None and canary > hosts:
+            fix = f"Set it to {hosts} at most, or take more hosts."
+            raise PreflightError(f"rollout.canary is {canary}, and there are {hosts} hosts.", fix=fix)
+
+    def changed(self, deployments: Sequence[Deployment], facts: HostFacts) -> list[str]:
+        """Why a paused roll-out cannot go on with this file: what has changed in it since."""
+        if not self.resume:
+            return []
+        found = []
+        for deployment in deployments:
+            service = facts.service(deployment.service_name)
+            record = service.rollout if service else None
+            before = (record or {}).get("file")
+            if before and before != (now := rollout.described(deployment)):
+                what = "; ".join(rollout.changes(before, now))
+                fix = (
+                    "Resume with the file of before, or take the roll-out back with `rollout undo` and deploy this one."
+                )
+                found.append(f"The file has changed since the roll-out began: {what}. {fix}")
+        return found
+
+    def of_host(self, wanted: Sequence[Wanted], services: Sequence[Any], settings: Settings) -> dict[str, Any]:
+        """What the tasks of a host need: the settings, and the record by service that it keeps until it is done."""
+        images = {item.name: item.image.digest_ref for item in wanted}
+        described = {item.name: rollout.described(item.deployment) for item in wanted}
+        changing = [item["name"] for item in services if item["action"] != "none"]
+        common = {"id": self.identity, "who": self.who, "started": self.started}
+        return {
+            **self.settings.model_dump(include={"canary", "batch", "max_failures", "order", "auto_rollback"}),
+            "gate": self.settings.gate.model_dump() if self.settings.gate else {},
+            "drain_timeout": self.settings.drain_timeout or settings.drain_timeout,
+            "change": {"who": self.who, "rollout": self.identity},
+            "records": {
+                name: {**common, "image": images[name], "ref": ref_of(wanted, name), "file": described[name]}
+                for name in changing
+                if name in images
+            },
+        }
+
+
+def ref_of(wanted: Sequence[Wanted], name: str) -> str:
+    return next(item.image.ref for item in wanted if item.name == name)
+
+
+def who() -> str:
+    """Who changes hosts, and from where, for whoever looks later."""
+    return f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{socket.gethostname()}"
+
+
+def checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a roll-out that a command line gave, without those that it did not. Raises PreflightError."""
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        Rollout.model_validate(given)
+    except ValidationError as error:
+        raise PreflightError(*told(error, "--{}"), fix=fix_of(error)) from None
+    return given
+
+
+def told(error: ValidationError, how: str) -> tuple[str]:
+    """The first thing that is wrong, in one sentence; `how` writes the key."""
+    found = problem(Document("", {}), error.errors()[0])
+    key = found.path.partition(".")[0]
+    return (f"{how.format(key.replace('_', '-') if how.startswith('--') else key)}: {found.message}",)
+
+
+def fix_of(error: ValidationError) -> str | None:
+    return problem(Document("", {}), error.errors()[0]).fix

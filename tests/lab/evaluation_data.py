@@ -1,0 +1,129 @@
+"""Data sets in the upstream schema, written here, and what the scripted answer server says to them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DOMAINS = ("Physics", "Chemistry", "Biology")
+RIGHT_IFEVAL, RIGHT_GPQA, ITEMS = 9, 6, 12
+SENTENCES = {
+    "abbrev_types.txt": "dr\nmr\nmrs\ne.g\ni.e\n",
+    "collocations.tab": "",
+    "sent_starters.txt": "",
+    "ortho_context.tab": "",
+}
+
+
+def ifeval() -> str:
+    rows = [
+        {
+            "key": 1000 + number,
+            "prompt": f"Lake {number:02d}: describe a lake in two sentences without any commas.",
+            "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_sentences"],
+            "kwargs": [{}, {"num_sentences": 2, "relation": "at least"}],
+        }
+        for number in range(ITEMS)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def gpqa() -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    answers = ["Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
+    writer.writerow(["Question", *answers, "High-level domain"])
+    for number in range(ITEMS):
+        words = [f"{kind} {number:02d}" for kind in ("osmium", "gallium", "thulium", "yttrium")]
+        writer.writerow([f"Riddle {number:02d}: which metal is it?", *words, DOMAINS[number % 3]])
+    return out.getvalue()
+
+
+def own_task(name: str, prompts: list[str]) -> dict[str, str]:
+    """A task of the user's: its definition and its data."""
+    definition = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": [], "max_gen_toks": 64},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    rows = [{"question": prompt, "answer": "yes"} for prompt in prompts]
+    return {
+        f"{name}.yaml": yaml.safe_dump(definition),
+        f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+    }
+
+
+def answers(seconds: float = 0.0) -> str:
+    """ifeval 9 of 12, gpqa 6 of 12, capitals 4 of 4, rivers 0 of 4: one refused for good, one null, one only reasoned.
+
+    One capital is answered at the third attempt."""
+    lines: list[dict[str, Any]] = []
+    for number in range(ITEMS):
+        text = "A calm lake. It shines." if number < RIGHT_IFEVAL else "A calm, wide lake. It shines."
+        metal = "osmium" if number < RIGHT_GPQA else "gallium"
+        lines.append({"contains": f"Lake {number:02d}:", "answer": text, "seconds": seconds})
+        lines.append(
+            {"contains": f"Riddle {number:02d}:", "answer": f"It is {metal} {number:02d}.", "seconds": seconds}
+        )
+    lines += [{"contains": f"Capital {number}", "answer": "yes"} for number in range(1, 4)]
+    lines.append({"contains": "Capital 0", "answer": "yes", "status": 500, "times": 2})
+    lines += [
+        {"contains": "River 0", "status": 400},
+        {"contains": "River 1", "answer": None},
+        {"contains": "River 2", "answer": None, "reasoning": "It flows."},
+        {"contains": "River 3", "answer": "no"},
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def write(directory: Path) -> None:
+    """Data beside a deployment file; `srv` is for hosts, `hand` the same as the harness itself wants it."""
+    head = "---\nconfigs:\n- config_name: {}\n  data_files:\n  - {{split: train, path: {}}}\n---\n"
+    files = {
+        "ifeval_data/ifeval_input_data.jsonl": ifeval(),
+        "gpqa_data/gpqa_diamond.csv": gpqa(),
+        "hand/google/IFEval/train.jsonl": ifeval(),
+        "hand/Idavidrein/gpqa/gpqa_diamond.csv": gpqa(),
+        "hand/google/IFEval/README.md": head.format("default", "train.jsonl"),
+        "hand/Idavidrein/gpqa/README.md": head.format("gpqa_diamond", "gpqa_diamond.csv"),
+        **{
+            f"capitals/{name}": text for name, text in own_task("capitals", [f"Capital {n}?" for n in range(4)]).items()
+        },
+        **{f"rivers/{name}": text for name, text in own_task("rivers", [f"River {n}?" for n in range(4)]).items()},
+        **{f"srv/nltk/tokenizers/punkt_tab/english/{name}": text for name, text in SENTENCES.items()},
+        "srv/answers/answers.jsonl": answers(),
+        "srv/answers/slow.jsonl": answers(seconds=1.0),
+    }
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def evaluation(parallelism: int = 4) -> dict[str, Any]:
+    """The sections of a deployment file that evaluate all four tasks."""
+    return {
+        "execution": {"output_dir": "results", "mounts": {"evaluation": {"/srv/nltk": "/nltk:ro"}}},
+        "evaluation": {
+            "nemo_evaluator_config": {"config": {"params": {"parallelism": parallelism, "max_retries": 3}}},
+            "env_vars": {"NLTK_DATA": "/nltk", "HF_TOKEN": "host:LAB_EVALUATION_CANARY"},
+            "tasks": [
+                {"name": "ifeval", "dataset_dir": "ifeval_data"},
+                {"name": "gpqa_diamond", "dataset_dir": "gpqa_data",
+                 "nemo_evaluator_config": {"config": {"params": {"max_new_tokens": 512}}}},
+                {"name": "capitals", "dataset_dir": "capitals"},
+                {"name": "rivers", "dataset_dir": "rivers"},
+            ],
+        },
+    }  # fmt: skip

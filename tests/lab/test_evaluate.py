@@ -1,0 +1,257 @@
+"""Evaluations on lab hosts: a scripted answer server, the harness's real scorers, and no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.lab import evaluation_data as data
+from tests.lab.conftest import ROOT, Lab, ops
+
+pytestmark = pytest.mark.lab
+
+CANARY = "hf_canary_of_the_evaluation"
+SERVER = "sglang-tiny-llama"
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., Lab]) -> Lab:
+    """Two hosts that serve scripted answers, with the harness's image in their registry and data beside the file."""
+    lab = make_lab("t-eval", hosts=2, gpus=1, server="simulator")
+    lab.env |= {"LAB_EVALUATION_CANARY": CANARY}
+    done = ops("lab", "harness", "--name", lab.name, timeout=600)
+    assert done.returncode == 0, done.stderr
+    data.write(lab.folder)
+    for host in lab.hosts:
+        copy = f"tar -C {lab.folder} -cf - srv hand | ssh -F {lab.folder}/ssh/config {host} sudo tar -C / -xf -"
+        subprocess.run(["bash", "-c", copy], check=True, timeout=60)
+    serve(lab, "answers.jsonl")
+    return lab
+
+
+def serve(lab: Lab, answers: str) -> None:
+    config = lab.write(
+        "deployment",
+        env_vars={"SGLANG_SIMULATOR_ANSWERS": f"/answers/{answers}"},
+        mounts={"/srv/answers": "/answers:ro"},
+    )
+    content = yaml.safe_load(config.read_text()) | data.evaluation(4 if answers == "answers.jsonl" else 2)
+    config.write_text(yaml.safe_dump(content))
+    deployed = lab.deploy(config)
+    assert deployed["ok"], deployed
+
+
+def evaluate(lab: Lab, *arguments: str, verb: str = "") -> dict[str, Any]:
+    words = ["evaluate", *([verb] if verb else []), "-i", str(lab.inventory), *arguments]
+    done = ops(*words, "--output-dir", str(lab.folder / "results"), "--output", "json", env=lab.env, timeout=280)
+    assert done.stdout.startswith("{"), done.stdout + done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def asked(lab: Lab) -> int:
+    """Chat requests that the servers of all hosts have answered or refused, as they say themselves."""
+    count = f"journalctl -q --no-pager -o cat -t {SERVER} | grep -c 'POST /v1/chat/completions'"
+    return sum(int(lab.ssh(count, host).split()[0]) for host in lab.hosts)
+
+
+def scores(answer: dict[str, Any]) -> dict[str, float]:
+    return {task["name"]: task["score"] for task in answer["tasks"]}
+
+
+EXPECTED = {"ifeval": 0.75, "gpqa_diamond": 0.5, "capitals": 1.0, "rivers": 0.0}
+
+
+def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab) -> None:
+    """Four tasks, one server each, no way out of the hosts; what is asked, what it costs, where secrets are."""
+    before = asked(lab)
+    for host in lab.hosts:
+        lab.ssh("ip route show default > /root/route; ip route del default", host)
+    try:
+        done = evaluate(lab, "--name", "home")
+    finally:
+        for host in lab.hosts:
+            lab.ssh("ip route add $(cat /root/route)", host)
+    assert done["ok"], done
+    assert scores(done) == EXPECTED
+    assert done["output_dir"] == str(lab.folder / "results" / "home")
+    by_name = {task["name"]: task for task in done["tasks"]}
+    assert {name: task["items"] for name, task in by_name.items()} == {
+        "ifeval": 12,
+        "gpqa_diamond": 12,
+        "capitals": 4,
+        "rivers": 4,
+    }
+    rivers = by_name["rivers"]
+    assert (rivers["failed"], rivers["empty"], rivers["reasoning_only"]) == (1, 1, 1)
+    # On each host one question of the gate, and one that measures its speed; one capital took three attempts.
+    assert asked(lab) - before == 32 + 2 + len(lab.hosts) * 2
+    folder = lab.folder / "results" / "home"
+    lines = [json.loads(line) for line in (folder / "gpqa_diamond" / "samples.jsonl").read_text().splitlines()]
+    assert {line["host"] for line in lines} == set(lab.hosts), "hosts share the items"
+    assert {line["category"] for line in lines} == set(data.DOMAINS)
+    assert all(line["latency_seconds"] > 0 and line["completion_tokens"] > 0 for line in lines)
+    run = json.loads((folder / "run.json").read_text())
+    assert run["complete"]
+    assert run["model"]["repo"] == "lab/tiny-llama"
+    assert "@sha256:" in run["harness"]["image"]
+    for host in lab.hosts:
+        assert lab.ssh(f"systemctl show -p NRestarts --value {SERVER}", host).strip() == "0"
+        # sudo logs this very command: the expression does not match itself.
+        words = f"grep -rls --devices=skip {CANARY[:-1]}[{CANARY[-1]}] /etc /var/lib/sglang-ops /run/systemd /var/log"
+        told = lab.ssh(words, host).split()
+        assert told == ["/var/lib/sglang-ops/evaluations/home/secrets.json"], told
+        assert lab.ssh(f"stat -c %a {told[0]}", host).strip() == "600"
+    kept = [path for path in (*folder.rglob("*"), *Path(lab.env["SGLANG_OPS_STATE"]).rglob("*")) if path.is_file()]
+    assert not [path for path in kept if CANARY.encode() in path.read_bytes()]
+    same_name = evaluate(lab, "--name", "home")
+    assert same_name["exit_code"] == 7, same_name
+
+
+def test_scores_are_those_of_the_harness_run_by_hand(lab: Lab) -> None:
+    image = lab.ssh("docker image ls --digests --format '{{.Repository}}@{{.Digest}}' | grep lm-eval").split()[0]
+    command = (
+        f"docker run --rm --network host -v /srv/nltk:/nltk:ro -v /hand:/hand -w /hand -e NLTK_DATA=/nltk "
+        f"-e HF_HUB_OFFLINE=1 -e HF_DATASETS_OFFLINE=1 {image} python3 -m lm_eval run --model local-chat-completions "
+        "--model_args base_url=http://127.0.0.1:8000/v1/chat/completions,model=tiny-llama,num_concurrent=4 "
+        "--tasks ifeval,gpqa_diamond_cot_zeroshot --apply_chat_template --output_path /hand/out "
+        "--gen_kwargs max_gen_toks=512 && cat /hand/out/*/*.json"
+    )
+    said = lab.ssh(command, timeout=280)
+    by_hand = json.JSONDecoder().raw_decode(said, said.index('{\n  "results"'))[0]["results"]
+    ours = lab.folder / "results" / "home"
+    for task, theirs in (("ifeval", "ifeval"), ("gpqa_diamond", "gpqa_diamond_cot_zeroshot")):
+        metrics = json.loads((ours / task / "results.json").read_text())["metrics"]
+        assert len(metrics) >= 2
+        for metric in metrics:
+            name = metric["name"] if "," in metric["name"] else f"{metric['name']},none"
+            assert metric["score"] == pytest.approx(by_hand[theirs][name], abs=1e-12), metric["name"]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_told_before_anything_is_asked(lab: Lab) -> None:
+    before = asked(lab)
+    missing = lab.folder / "missing.yaml"
+    content = yaml.safe_load((lab.folder / "deployment.yaml").read_text())
+    content["execution"].pop("mounts")
+    content["evaluation"]["env_vars"] = {"HF_HUB_OFFLINE": "1"}
+    content["evaluation"]["tasks"] = [{"name": "ifeval", "dataset_dir": "ifeval_data"}, {"name": "gpqa_diamond"}]
+    missing.write_text(yaml.safe_dump(content))
+    done = ops(
+        "evaluate", "-i", str(lab.inventory), "-c", str(missing), "--name", "bad", "-l", lab.hosts[0], env=lab.env
+    )
+    assert done.returncode == 7, done.stderr
+    assert "punkt_tab" in done.stderr
+    assert "Idavidrein/gpqa" in done.stderr
+    assert "evaluations/bad" not in lab.ssh("ls -d /var/lib/sglang-ops/evaluations/* /etc/systemd/system/*bad*")
+    assert asked(lab) - before <= 2, "only the gate and the measurement"
+
+
+def interrupted(lab: Lab, name: str) -> subprocess.Popen[str]:
+    """A run of which about a third is answered."""
+    command = [sys.executable, "-m", "sglang_ops", "evaluate", "-i", str(lab.inventory), "--name", name, "-t", "ifeval",
+               "-t", "gpqa_diamond", "--output-dir", str(lab.folder / "results")]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | lab.env
+    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
+    wait_for(lambda: progress(lab, name) >= 4)
+    return running
+
+
+def progress(lab: Lab, name: str) -> int:
+    told = lab.ssh(f"cat /var/lib/sglang-ops/evaluations/{name}/status.json 2>/dev/null")
+    return int(json.loads(told)["done"]) if told.startswith("{") else -1
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.3)
+
+
+@pytest.mark.slow
+def test_a_run_outlives_controller_server_and_host(lab: Lab) -> None:
+    """Killed controller, restarted server, rebooted host: scores are the same, and only what was missing is asked."""
+    serve(lab, "slow.jsonl")
+    before = asked(lab)
+    running = interrupted(lab, "hurt")
+    seen = lab.ssh("docker inspect $(docker ps -q); ps -eo args; systemctl cat 'sglang-*'")
+    assert "hurt" in seen
+    assert CANARY not in seen
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    lab.ssh(f"systemctl restart {SERVER}")
+    wait_for(lambda: progress(lab, "hurt") >= 7)
+    done = ops("lab", "reboot", "--name", lab.name, "--hard", lab.hosts[0], timeout=200)
+    assert done.returncode == 0, done.stderr
+    result = evaluate(lab, "hurt", verb="wait")
+    assert result["ok"], result
+    assert scores(result) == {name: EXPECTED[name] for name in ("ifeval", "gpqa_diamond")}
+    # Twice the two under way at most are asked again; each life of the run measures once.
+    again = asked(lab) - before - 24
+    assert again <= 4 + 2 * len(lab.hosts) + 2, again
+
+
+@pytest.mark.slow
+def test_a_lost_hosts_items_are_taken_over(lab: Lab) -> None:
+    serve(lab, "slow.jsonl")
+    running = interrupted(lab, "lost")
+    running.send_signal(signal.SIGINT)
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == 130, told
+    assert "The run goes on." in told
+    assert ops("lab", "poweroff", "--name", lab.name, "--hard", lab.hosts[1], timeout=100).returncode == 0
+    try:
+        part = evaluate(lab, "lost", verb="wait")
+        assert not part["ok"]
+        whole = json.loads((lab.folder / "results" / "lost" / "ifeval" / "results.json").read_text())
+        assert not whole["complete"]
+        assert lab.hosts[1] in whole["incomplete_because"]
+        evaluate(lab, "lost", verb="resume")
+        whole = json.loads((lab.folder / "results" / "lost" / "ifeval" / "results.json").read_text())
+        assert whole["complete"]
+        assert whole["score"] == EXPECTED["ifeval"]
+        assert whole["hosts"] == [lab.hosts[0]]
+    finally:
+        ops("lab", "poweron", "--name", lab.name, lab.hosts[1], timeout=200)
+
+
+@pytest.mark.slow
+def test_runs_are_listed_cancelled_resumed_and_removed(lab: Lab) -> None:
+    serve(lab, "slow.jsonl")
+    begun = evaluate(lab, "--name", "verbs", "--detach", "-l", lab.hosts[0], "-t", "ifeval")
+    assert begun["ok"]
+    assert begun["tasks"] == []
+    only = ["-l", lab.hosts[0]]
+    assert evaluate(lab, "verbs", *only, verb="cancel")["states"] == {lab.hosts[0]: "cancelled"}
+    listed = json.loads(ops("evaluate", "ls", "-i", str(lab.inventory), *only, "--output", "json", env=lab.env).stdout)
+    assert {one["run"]: one["state"] for one in listed["runs"]}["verbs"] == "cancelled"
+    resumed = evaluate(lab, "verbs", *only, verb="resume")
+    assert resumed["ok"]
+    assert scores(resumed) == {"ifeval": EXPECTED["ifeval"]}
+    logs = ops("evaluate", "logs", "-i", str(lab.inventory), *only, "verbs", env=lab.env).stdout
+    assert "Requesting API" in logs
+    evaluate(lab, "verbs", *only, verb="rm")
+    left = lab.ssh("ls /var/lib/sglang-ops/evaluations /etc/systemd/system")
+    assert "verbs" not in left
+
+
+@pytest.mark.slow
+def test_check_says_what_would_run_and_changes_nothing(lab: Lab) -> None:
+    look = f"find /var/lib/sglang-ops /etc/systemd -newer /tmp/mark; {shlex.join(['docker', 'ps', '-aq'])} | wc -l"
+    lab.ssh("touch /tmp/mark; sleep 1")
+    done = evaluate(lab, "--check", "--name", "never")
+    assert done["ok"]
+    assert set(done["states"].values()) == {"planned"}
+    assert lab.ssh(look).split() == ["1"]

@@ -1,0 +1,97 @@
+"""What several hosts brought home becomes one result: every item once, complete or marked."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_ops.errors import OpsError
+from sglang_ops.evaluation import results, run_results
+from sglang_ops.evaluation.run_results import Part
+
+
+def sample(item: int, host: str, score: float = 1.0, **more: Any) -> dict[str, Any]:
+    return {"id": str(item), "repeat": 0, "host": host, "prompt": "p", "answer": "a", "scores": {"acc": score}, **more}
+
+
+def part(tmp_path: Path, host: str, samples: list[dict[str, Any]], state: str = "done", items: int = 4) -> Part:
+    path = tmp_path / f"part-{host}"
+    (path / "results" / "t").mkdir(parents=True)
+    task = {"name": "t", "harness_task": "t", "repeats": 1, "generation": {"temperature": 0}}
+    server = {
+        "argv": ["sglang", "--api-key", "canary", "--x=1"],
+        "image_digest": "sha256:1",
+        "model": {"repo": "a/b", "commit": "c"},
+    }
+    job = {
+        "tasks": [task],
+        "server": server,
+        "created": 1e9,
+        "deployment": "sglang-x",
+        "model": "x",
+        "concurrency": 4,
+        "image": "i@d",
+    }
+    checked = {
+        "harness": {"name": "lm-evaluation-harness", "version": "0.4.13"},
+        "tasks": {"t": {"items": items, "repeats": 1, "dataset": {"name": "d", "sha256": "0" * 64}, "primary": "acc"}},
+    }
+    (path / "job.json").write_text(json.dumps(job))
+    (path / "checked.json").write_text(json.dumps(checked))
+    if samples:
+        lines = "".join(json.dumps(one) + "\n" for one in samples)
+        (path / "results" / "t" / "samples.jsonl").write_text(lines)
+        timings = {
+            "started": f"2026-01-01T00:00:0{len(host)}+00:00",
+            "ended": "2026-01-01T00:01:00+00:00",
+            "seconds": 9,
+        }
+        (path / "results" / "t" / "harness.json").write_text(json.dumps({"timings": timings}))
+    return Part(host, path, state)
+
+
+def test_hosts_parts_become_one_result_with_every_item_once(tmp_path: Path) -> None:
+    parts = [
+        part(tmp_path, "a", [sample(0, "a"), sample(2, "a", 0.0)]),
+        part(tmp_path, "bb", [sample(1, "bb"), sample(3, "bb"), sample(2, "bb")]),
+    ]
+    info = run_results.assemble(tmp_path / "out" / "r", "r", parts, {})
+    read = results.read(tmp_path / "out" / "r")
+    (task,) = read.tasks
+    assert (info.complete, task.result.complete, task.result.items) == (True, True, 4)
+    assert [(one.id, one.host) for one in task.samples] == [("0", "a"), ("1", "bb"), ("2", "a"), ("3", "bb")]
+    assert task.result.score == 0.75
+    assert task.result.hosts == ("a", "bb")
+    assert task.result.timings.started == "2026-01-01T00:00:01+00:00"
+    assert info.server_arguments == ("sglang", "--api-key", "(hidden)", "--x=1")
+    assert (info.model.repo, info.image_digest, info.harness.image) == ("a/b", "sha256:1", "i@d")
+    assert (tmp_path / "out" / "r" / "t" / "harness-a.json").exists()
+
+
+def test_a_run_without_a_host_is_marked_incomplete_and_says_why(tmp_path: Path) -> None:
+    parts = [part(tmp_path, "a", [sample(0, "a"), sample(2, "a", failed="status 400", answer=None)])]
+    info = run_results.assemble(tmp_path / "out" / "r", "r", parts, {"b": "it could not be reached"})
+    (task,) = results.read(tmp_path / "out" / "r").tasks
+    assert (info.complete, task.result.complete) == (False, False)
+    assert task.result.incomplete_because == "2 answers are missing (b: it could not be reached)"
+    assert (task.result.answered, task.result.failed) == (1, 1)
+
+
+def test_a_run_that_has_scored_nothing_yet_has_no_score(tmp_path: Path) -> None:
+    run_results.assemble(tmp_path / "out" / "r", "r", [part(tmp_path, "a", [], state="stalled")], {})
+    (task,) = results.read(tmp_path / "out" / "r").tasks
+    assert (task.result.score, task.result.incomplete_because) == (None, "4 answers are missing (a: stalled)")
+
+
+def test_archives_cannot_write_elsewhere(tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.addfile(tarfile.TarInfo("../outside"), io.BytesIO())
+    with pytest.raises(OpsError, match="cannot be unpacked"):
+        run_results.unpack(archive, tmp_path / "in")
+    assert not (tmp_path / "outside").exists()

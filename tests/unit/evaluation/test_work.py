@@ -1,0 +1,218 @@
+"""From the deployment file's `evaluation:` to what hosts are told: names, parameters, data, unit."""
+
+from __future__ import annotations
+
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sglang_ops import spec
+from sglang_ops.errors import UsageError
+from sglang_ops.evaluation import harness, parameters, run, tasks
+from sglang_ops.planning.command import Mount
+
+SERVER = {"served_model_name": "tiny", "hf_model_handle": "lab/tiny-llama", "image": "r.example/sglang:v0.5.23"}
+
+
+def loaded(tmp_path: Path, evaluation: dict[str, Any], **more: Any) -> spec.DeploymentFile:
+    path = tmp_path / "deployment.yaml"
+    path.write_text(yaml.safe_dump({"deployment": SERVER, "evaluation": evaluation, **more}))
+    return spec.load(path)
+
+
+def work(tmp_path: Path, evaluation: dict[str, Any], **options: Any) -> run.Work:
+    more = options.pop("more", {})
+    file = loaded(tmp_path, evaluation, **more)
+    return run.work(file, file.deployment, run="r", base=tmp_path, **options)
+
+
+def test_the_pages_tasks_are_the_launchers_with_its_parameters(tmp_path: Path) -> None:
+    made = work(tmp_path, {"tasks": [{"name": "gpqa_diamond"}, {"name": "ifeval"}]})
+    gpqa, ifeval = made.job["tasks"]
+    assert gpqa["harness_task"] == "gpqa_diamond_cot_zeroshot"
+    assert gpqa["generation"] == {"temperature": 0.0, "top_p": 1e-5, "max_gen_toks": 16384}
+    assert (gpqa["request_timeout"], gpqa["max_retries"], gpqa["usual"]) == (60, 5, True)
+    assert ifeval["generation"] == {"temperature": 1e-7, "top_p": 0.9999999}
+    assert made.job["deployment"] == "sglang-tiny"
+    assert any("simple_evals.gpqa_diamond" in line for line in made.said), "an ambiguous name is said to be one"
+    assert not made.job["offline"]
+
+
+def test_every_parameter_reaches_the_harness_and_a_tasks_own_wins(tmp_path: Path) -> None:
+    common = {
+        "limit_samples": 5,
+        "parallelism": 3,
+        "request_timeout": 7,
+        "max_retries": 1,
+        "temperature": 0.5,
+        "top_p": 0.9,
+    }
+    extra = {"n_samples": 4, "num_fewshot": 2, "seed": 9, "system_instruction": "Brief.", "gen_kwargs": {"min_p": 0.1}}
+    own = {"max_new_tokens": 99, "temperature": 0.7, "extra": extra}
+    made = work(
+        tmp_path,
+        {
+            "nemo_evaluator_config": {"config": {"params": common}},
+            "pre_cmd": "a",
+            "tasks": [
+                {
+                    "name": "ifeval",
+                    "nemo_evaluator_config": {"config": {"params": own}},
+                    "pre_cmd": "b",
+                    "post_cmd": "c",
+                }
+            ],
+        },
+    )
+    (task,) = made.job["tasks"]
+    assert task["generation"] == {"temperature": 0.7, "top_p": 0.9, "max_gen_toks": 99, "min_p": 0.1}
+    picked = (
+        "limit",
+        "parallelism",
+        "request_timeout",
+        "max_retries",
+        "repeats",
+        "num_fewshot",
+        "seed",
+        "system_instruction",
+    )
+    assert [task[key] for key in picked] == [5, 3, 7, 1, 4, 2, 9, "Brief."]
+    assert (task["pre_cmd"], task["post_cmd"], task["usual"]) == (["a", "b"], ["c"], False)
+    assert work(tmp_path, {"tasks": [{"name": "ifeval"}]}, limit=3).job["tasks"][0]["limit"] == 3
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"paralelism": 3}, "params.paralelism: there is no such parameter"),
+        ({"parallelism": 0}, "params.parallelism: 0 must be greater than or equal to 1"),
+        ({"limit_samples": "ten"}, "params.limit_samples: 'ten' must be a valid integer"),
+        ({"temperature": -1}, "params.temperature: -1 must be greater than or equal to 0"),
+        ({"top_p": 1.5}, "params.top_p: 1.5 must be less than or equal to 1"),
+        ({"extra": {"tokenizer": "x"}}, "params.extra.tokenizer: there is no such parameter"),
+    ],
+)
+def test_wrong_parameters_are_named(params: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parameters.read({"config": {"params": params}}, where="evaluation.tasks.0")
+    assert told in caught.value.message
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "fix"),
+    [
+        ("ifevall", "there is no task 'ifevall'", "'ifeval'"),
+        ("simple_evals.gpqa_diamond", "belongs to simple_evals", "Write 'gpqa_diamond'"),
+        ("mmlu", "needs probabilities of given answers", "evaluate tasks"),
+        ("zzzzzz", "there is no task 'zzzzzz'", "evaluate tasks"),
+    ],
+)
+def test_names_that_cannot_be_run_come_with_the_nearest(name: str, told: str, fix: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        tasks.find(name)
+    assert told in caught.value.message
+    assert fix in str(caught.value.fix)
+
+
+def test_tasks_of_the_harness_are_known_with_their_data() -> None:
+    listed = {task.name: task for task in tasks.known()}
+    assert listed["gsm8k"].dataset == "openai/gsm8k"
+    assert listed["gpqa_diamond"].gated
+    assert [task.name for task in tasks.known()][:2] == ["gpqa_diamond", "ifeval"]
+    assert tasks.find("lm-evaluation-harness.ifeval") == (listed["ifeval"], None)
+    assert tasks.find("ours", own=True)[0].harness_task == "ours"
+
+
+def test_data_beside_the_file_goes_along_and_data_of_the_host_is_mounted(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "test.jsonl").write_text("{}")
+    made = work(
+        tmp_path, {"tasks": [{"name": "ours", "dataset_dir": "own"}, {"name": "ifeval", "dataset_dir": "/srv/if"}]}
+    )
+    assert made.files == {"data/ours/test.jsonl": tmp_path / "own" / "test.jsonl"}
+    assert Mount("/srv/if", "/evaluation/data/ifeval", read_only=True) in made.mounts
+    assert made.job["offline"], "no network is needed where all data is local"
+    with pytest.raises(UsageError, match="dataset_dir none is no directory"):
+        work(tmp_path, {"tasks": [{"name": "ifeval", "dataset_dir": "none"}]})
+    with (tmp_path / "own" / "big.jsonl").open("wb") as big:
+        big.truncate(run.MOST_CARRIED)
+    with pytest.raises(UsageError, match="17 MB can go along"):
+        work(tmp_path, {"tasks": [{"name": "ours", "dataset_dir": "own"}]})
+
+
+def test_what_cannot_be_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="No task is named"):
+        work(tmp_path, {})
+    with pytest.raises(UsageError, match="ifeval is there twice"):
+        work(tmp_path, {"tasks": [{"name": "ifeval"}, {"name": "ifeval"}]})
+    with pytest.raises(UsageError, match="neither chat nor completions"):
+        work(tmp_path, {"tasks": [{"name": "ifeval", "endpoint_type": "vlm"}]})
+    monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
+    with pytest.raises(UsageError, match="NO_SUCH_TOKEN is not set"):
+        work(tmp_path, {"tasks": [{"name": "ifeval"}], "env_vars": {"HF_TOKEN": "host:NO_SUCH_TOKEN"}})
+    with pytest.raises(UsageError, match="cannot be called"):
+        run.check_name("No Good")
+    with pytest.raises(UsageError, match="One container runs all tasks"):
+        work(tmp_path, {"tasks": [{"name": "ifeval", "container": "a"}, {"name": "gsm8k"}]})
+
+
+def test_the_image_is_the_files_and_tasks_can_be_chosen(tmp_path: Path) -> None:
+    section = {
+        "harness_image": "r.example/lm:1",
+        "tasks": [{"name": "ifeval"}, {"name": "lm-evaluation-harness.gsm8k"}],
+    }
+    assert work(tmp_path, section).image == "r.example/lm:1"
+    assert [task["name"] for task in work(tmp_path, section, only=["gsm8k"]).job["tasks"]] == ["gsm8k"]
+    assert [task["name"] for task in work(tmp_path, section, only=["aime24"]).job["tasks"]] == ["aime24"]
+    own = {"tasks": [{"name": "ifeval", "container": "r.example/own:1"}]}
+    assert work(tmp_path, own).image == "r.example/own:1"
+
+
+def test_secrets_are_read_where_the_operator_is_and_stand_in_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary")
+    section = {
+        "env_vars": {
+            "HF_TOKEN": "host:MY_TOKEN",
+            "NLTK_DATA": "/nltk",
+            "OPENAI_API_KEY": "host:MY_TOKEN",
+            "X": "runtime:Y",
+        },
+        "tasks": [{"name": "ifeval", "env_vars": {"ONLY": "here"}}],
+    }
+    file = loaded(tmp_path, section, execution={"env_vars": {"evaluation": {"NLTK_DATA": "/other"}}})
+    told = run.environment(file, file.deployment)
+    assert told["environment"] == {"HF_TOKEN": "canary", "NLTK_DATA": "/other"}
+    assert (told["api_key"], told["tasks"], told["runtime"]) == ("canary", {"ifeval": {"ONLY": "here"}}, {"X": "Y"})
+    made = run.work(file, file.deployment, run="r", base=tmp_path)
+    assert "canary" not in str(made.variables())
+    assert run.secret_values(file) == {"canary"}
+
+
+def test_the_unit_goes_on_after_a_reboot_and_never_starts_a_run_that_is_over() -> None:
+    made = harness.Container(
+        run="r1", service="sglang-tiny", image="r.example/lm@sha256:" + "0" * 64, engine="docker", hf_home="/data/hf",
+        environment={"HF_HUB_OFFLINE": "1"}, mounts=[Mount("/srv/a,b", "/nltk", read_only=True)],
+    )  # fmt: skip
+    text = made.unit()
+    assert made.unit_name == "sglang-tiny-evaluation-r1"
+    assert "ConditionPathExists=!/var/lib/sglang-ops/evaluations/r1/finished" in text
+    assert "Restart=on-failure" in text
+    assert "WantedBy=multi-user.target" in text
+    assert "--pull never" in text
+    assert "--mount type=bind,source=/data/hf,target=/cache/huggingface" in text
+    assert r'--mount "type=bind,\"source=/srv/a,b\",target=/nltk,readonly"' in text
+    assert "podman has no daemon" in harness.Container(**{**vars(made), "engine": "podman"}).unit()
+
+
+def test_the_program_is_one_file_with_the_same_bytes_each_time() -> None:
+    packed = harness.program()
+    assert packed == harness.program()
+    names = zipfile.ZipFile(BytesIO(packed)).namelist()
+    assert {"__main__.py", "sglang_ops_agent/proxy.py", "sglang_ops_agent/lmeval.py"} <= set(names)

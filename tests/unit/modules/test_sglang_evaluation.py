@@ -1,0 +1,58 @@
+"""What a host makes of a run: what its server can take, and how far it is told to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.module_utils import sglang_host_evaluation as evaluation
+
+TASK = {"name": "ifeval", "endpoint_type": "chat", "parallelism": None, "generation": {}, "usual": True}
+BOTH = ["chat", "completions"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "running", "most"), [(None, 32, 32), (None, 500, 64), (None, None, 64), (10, 32, 10), (100, 32, 32)]
+)
+def test_concurrency_follows_the_servers_capacity(wanted: int | None, running: int | None, most: int) -> None:
+    tasks, found, warnings = evaluation.fit([{**TASK, "parallelism": wanted}], running, 4096, BOTH)
+    assert (tasks[0]["parallelism"], found) == (most, most)
+    assert bool(warnings) == (wanted == 100)
+
+
+def test_answers_fit_the_context_or_are_refused() -> None:
+    usual = {**TASK, "generation": {"max_gen_toks": 16384}}
+    tasks, _, warnings = evaluation.fit([usual], 8, 4096, BOTH)
+    assert tasks[0]["generation"] == {"max_gen_toks": 2048}
+    assert "2048 tokens instead of 16384" in warnings[0]
+    assert evaluation.fit([usual], 8, 32768, BOTH)[0][0]["generation"] == {"max_gen_toks": 16384}
+    with pytest.raises(evaluation.Refused, match="max_new_tokens 16384 does not fit the server's context of 4096"):
+        evaluation.fit([{**usual, "usual": False}], 8, 4096, BOTH)
+
+
+def test_a_chat_task_needs_a_chat_template() -> None:
+    layers = [{"name": "answer", "detail": "/v1/chat/completions: the model has no chat template, /v1/completions: 8"}]
+    assert evaluation.offered(layers) == ["completions"]
+    with pytest.raises(evaluation.Refused, match="no chat template"):
+        evaluation.fit([TASK], 8, 4096, ["completions"])
+    assert evaluation.fit([{**TASK, "endpoint_type": "completions"}], 8, 4096, ["completions"])
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"state": "checking"}, "checking data and scorers"),
+        (
+            {"state": "running", "rate": 3.21, "seconds_left": 130, "done": 120, "total": 541,
+             "tasks": {"ifeval": {"done": 120, "total": 541, "failed": 2}}},
+            "ifeval 120/541, 3.2/s, 2m10s left, 2 failed",
+        ),
+        (
+            {"state": "running", "rate": 0, "seconds_left": None, "done": 12, "total": 12,
+             "tasks": {"ifeval": {"done": 12, "total": 12, "failed": 0}}},
+            "12 of 12 answered, scoring",
+        ),
+    ],
+)  # fmt: skip
+def test_progress_in_a_few_words(told: dict[str, Any], line: str) -> None:
+    assert evaluation.line(told) == line

@@ -1,0 +1,249 @@
+"""How many hosts at a time, when it stops, whether it is the same as before: sglang_ops/rollout*.py, rolled.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sglang_ops import rollout, rollout_run, rollouts
+from sglang_ops.errors import ExitCode, PreflightError
+from sglang_ops.events import Failure, HostState, RunState
+from sglang_ops.planning import HostFacts, Settings
+from sglang_ops.rolled import Rolled
+from sglang_ops.rollout_run import RunRollout
+from sglang_ops.spec import Deployment, Rollout, SpecErrors, load_mapping
+
+MODEL = {"served_model_name": "m", "hf_model_handle": "org/m"}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "canary", "batch", "serving", "sizes"),
+    [
+        (40, None, None, True, [1, 10, 10, 10, 9]),
+        (40, None, None, False, [40]),
+        (40, 2, None, False, [2, 10, 10, 10, 8]),
+        (40, None, "50%", False, [1, 20, 19]),
+        (40, 0, "50%", True, [20, 20]),
+        (3, None, None, True, [1, 1, 1]),
+        (3, 1, "100%", True, [1, 2]),
+        (1, None, None, True, [1]),
+        (2, 5, None, True, [2]),
+        (10, 0, 4, True, [4, 4, 2]),
+        (0, None, None, True, []),
+    ],
+)
+def test_one_host_first_then_a_quarter_at_a_time(
+    hosts: int, canary: int | None, batch: int | str | None, serving: bool, sizes: list[int]
+) -> None:
+    assert rollout.batch_sizes(hosts, canary, batch, serving=serving) == sizes
+    assert sum(sizes) == hosts
+
+
+@pytest.mark.parametrize(
+    ("failed", "had_turn", "canary", "max_failures", "ends"),
+    [
+        (0, 1, 1, 0, False),
+        (1, 1, 1, 5, True),  # the canary's failure is one too many, whatever is bearable later
+        (1, 11, 1, 0, True),
+        (1, 11, 1, 1, False),
+        (2, 11, 1, 1, True),
+        (1, 4, 0, 1, False),  # no canary: the first batch is like the others
+        (1, 4, 0, 0, True),
+    ],
+)
+def test_when_no_further_batch_begins(failed: int, had_turn: int, canary: int, max_failures: int, ends: bool) -> None:
+    assert rollout.stops(failed, had_turn, canary, max_failures) is ends
+
+
+def hostvars(action: str, names: list[str], turned: tuple[str, ...] = (), **settings: Any) -> dict[str, dict[str, Any]]:
+    plan = {"services": [{"action": action}], "rollout": settings}
+    result = {"sglang_ops": {"kind": "plan", "plan": plan}}
+    return {
+        name: {rollout.RESULT: result} | ({rollout.TURN: {"sglang_ops": {"paused": None}}} if name in turned else {})
+        for name in names
+    }
+
+
+def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
+    names = [f"h{number}" for number in range(8)]
+    assert rollout.sizes_for(names, hostvars("restart", names)) == [1, 2, 2, 2, 1]
+    assert rollout.sizes_for(names, hostvars("start", names)) == [8]
+    assert rollout.sizes_for([], {}) == []
+    assert not rollout.stops_for(names, names, hostvars("restart", names))
+    assert rollout.stops_for(names, names[1:], hostvars("restart", names, ("h0",), max_failures=3))
+    assert not rollout.stops_for(names, names[1:], hostvars("restart", names, ("h0", "h1", "h2"), max_failures=1))
+    assert rollout.is_first(names, names[:1], hostvars("restart", names, ("h0",)))
+    assert not rollout.is_first(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2")))
+
+
+def test_batches_in_words() -> None:
+    assert rollout.summed_up([1, 10, 10, 10, 9]) == "1, then 3 × 10, then 9"
+    assert rollout.summed_up([40]) == ""
+
+
+def test_a_mark_on_one_host_pauses_all() -> None:
+    names = ["a", "b"]
+    variables = hostvars("restart", names)
+    assert not rollout.paused_for(names, variables)
+    for register in (rollout.BEGUN, rollout.TURN, rollout.GATE):
+        marked = {**variables, "b": {**variables["b"], register: {"sglang_ops": {"paused": {"who": "x"}}}}}
+        assert rollout.paused_for(names, marked)
+
+
+def test_settings_of_files_and_flags() -> None:
+    one, two = Rollout(canary=2, order="sorted"), Rollout(canary=3)
+    merged = rollout.merged([one, two], {"batch": "50%"})
+    assert (merged.canary, merged.order, merged.batch) == (3, "sorted", "50%")
+    assert rollout.order_for(["a"], hostvars("start", ["a"], order="shuffle")) == "shuffle"
+
+
+@pytest.mark.parametrize("value", [1, "7", "1%", "25%", "100%"])
+def test_shares_and_numbers_of_hosts(value: object) -> None:
+    file = load_mapping({"deployment": MODEL, "rollout": {"batch": value}}, "test")
+    assert file.rollout.batch == (7 if value == "7" else value)
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"batch": 0}, "rollout.batch: 0 is no number of hosts"),
+        ({"batch": "130%"}, "rollout.batch: 130% is no number of hosts"),
+        ({"batch": "1,25%"}, "rollout.batch"),
+        ({"canary": -1}, "rollout.canary: must be greater than or equal to 0, found -1"),
+        ({"soak": -5}, "rollout.soak"),
+        ({"start_timeout": 0}, "rollout.start_timeout"),
+        ({"drain_timeout": -1}, "rollout.drain_timeout"),
+        ({"max_failures": "some"}, "rollout.max_failures"),
+        ({"order": "random"}, "rollout.order"),
+        ({"gate": {"prompt": "2+2?", "expect": "("}}, "rollout.gate.expect: '(' is no regular expression"),
+        ({"gate": {"policy": "p.yaml"}}, "rollout.gate.policy"),
+        ({"cannary": 1}, "rollout.cannary"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_file(section: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpecErrors) as caught:
+        load_mapping({"deployment": MODEL, "rollout": section}, "test")
+    assert any(says in f"{item.path}: {item.message}" for item in caught.value.errors)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"batch": "0"}, "--batch: 0 is no number of hosts."),
+        ({"canary": -1}, "--canary: must be greater than or equal to 0, found -1."),
+        ({"drain_timeout": -3}, "--drain-timeout: must be greater than or equal to 1, found -3."),
+        ({"order": "zigzag"}, "--order: must be 'inventory'"),
+    ],
+)
+def test_what_cannot_be_is_refused_as_a_flag(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(PreflightError) as caught:
+        rollout_run.checked(given)
+    assert str(caught.value).startswith(says)
+
+
+def run_of(section: dict[str, Any], **given: Any) -> RunRollout:
+    return RunRollout.of([load_mapping({"deployment": MODEL, "rollout": section}, "test")], {"run": "r", **given})
+
+
+def test_a_canary_larger_than_the_fleet_is_refused() -> None:
+    run_of({"canary": 3}).check_size(3)
+    with pytest.raises(PreflightError, match=r"rollout.canary is 4, and there are 3 hosts"):
+        run_of({}, options={"canary": 4}).check_size(3)
+
+
+def test_times_of_the_file_win_over_the_roles_variables() -> None:
+    settings = Settings(start_timeout=1800, soak=5, drain_timeout=300)
+    assert run_of({}).timeouts == {}
+    assert run_of({}).of_host([], [], settings)["drain_timeout"] == 300
+    run = run_of({"start_timeout": 60, "soak": 0, "drain_timeout": 9}, options={"soak": 2})
+    assert run.timeouts == {"start_timeout": 60, "soak": 2}
+    assert run.of_host([], [], settings)["drain_timeout"] == 9
+
+
+def deployment(**keys: Any) -> Deployment:
+    return load_mapping({"deployment": MODEL | keys}, "test").deployment
+
+
+def facts(record: dict[str, Any] | None) -> HostFacts:
+    service = {"name": "sglang-m", "release": "a" * 12, "rollout": record}
+    return HostFacts.model_validate({"host": "h", "address": "h", "services": [service]})
+
+
+def test_a_file_that_has_changed_is_refused_and_the_change_is_named() -> None:
+    before = rollout.described(deployment(env_vars={"API_KEY": "topsecret1"}))
+    assert "topsecret1" not in str(before)
+    paused, resumed = facts({"file": before}), run_of({}, resume=True)
+    assert resumed.changed([deployment(env_vars={"API_KEY": "topsecret1"})], paused) == []
+    told = resumed.changed([deployment(port=9000, env_vars={"API_KEY": "topsecret2"})], paused)
+    assert "port 8000 → 9000" in told[0]
+    assert "env_vars.API_KEY secret" in told[0]
+    assert "topsecret2" not in told[0]
+    assert run_of({}).changed([deployment(port=9000)], paused) == []  # a new deploy may change what it likes
+    assert resumed.changed([deployment(port=9000)], facts(None)) == []
+
+
+def test_secrets_among_the_arguments_are_marks() -> None:
+    arguments = "--api-key hunter22 --admin-api-key=hunter33"
+    shown = rollout.described(deployment(extra_args=arguments))
+    assert "hunter22" not in str(shown)
+    assert "hunter33" not in str(shown)
+
+
+def state_of(*hosts: HostState) -> RunState:
+    return RunState(hosts={host.name: host for host in hosts}, started=True, finished=True)
+
+
+def host_of(name: str, batch: str = "", *, code: ExitCode | None = None, paused: Any = None) -> HostState:
+    planned = {"kind": "plan", "plan": {"services": [{"name": "sglang-m", "action": "restart"}]}}
+    host = HostState(name, results={"plan": [planned]})
+    if batch:
+        host.results["turn"] = [{"kind": "turn", "batch": batch, "paused": paused}]
+    if batch and not paused:
+        host.results["service"] = [{"kind": "service", "services": []}]
+    if code:
+        host.failure = Failure(name, "gate", "broken", code)
+    return host
+
+
+def test_what_is_told_of_a_roll_out() -> None:
+    done = Rolled.from_run(state_of(host_of("a", "a"), host_of("b", "b"), host_of("c", "b")), 9)
+    assert done is not None
+    assert (done.result, done.batches, done.waiting) == ("done", (("a",), ("b", "c")), ())
+    failed = Rolled.from_run(state_of(host_of("a", "a", code=ExitCode.ROLLED_BACK), host_of("b")), 9)
+    assert failed is not None
+    assert (failed.result, failed.batches, failed.waiting) == ("rolled-back", (("a",),), ("b",))
+    mark = {"who": "x", "since": 1, "why": "asked for"}
+    paused = Rolled.from_run(state_of(host_of("a", "a"), host_of("b", "b", paused=mark)), 9)
+    assert paused is not None
+    assert (paused.result, paused.batches, paused.waiting) == ("paused", (("a",),), ("b",))
+    assert Rolled.from_run(state_of(HostState("a")), 9) is None
+    hands = Rolled.from_run(state_of(host_of("a", "a", code=ExitCode.NEEDS_HANDS)), 9)
+    assert hands is not None
+    assert hands.result == "needs-hands"
+
+
+def found(name: str, *, open_one: bool, result: str = "stable", paused: Any = None) -> dict[str, Any]:
+    record = {"service": "sglang-m", "id": "r1", "who": "me", "started": 0, "ref": "i:1", "image": "i@sha"}
+    record |= {"paused": paused}
+    change = {"time": 5, "release": name, "before": "old", "verb": "deploy", "rollout": "r1", "result": result}
+    return {
+        "name": "sglang-m",
+        "release": "old" if open_one else name,
+        "stable": "old" if open_one else name,
+        "rollout": record if open_one else None,
+        "history": [] if open_one else [change],
+    }
+
+
+def test_unfinished_roll_outs_are_put_together_from_all_hosts() -> None:
+    hosts = {"a": [found("new", open_one=False)], "b": [found("new", open_one=True, paused={"who": "x", "since": 60})]}
+    (one,) = rollouts.unfinished(hosts)
+    assert (one.changed, one.waiting, one.failed) == (("a",), ("b",), ())
+    assert one.paused["since"] == "1970-01-01T00:01:00+00:00"
+    assert one.digests == {"i:1": "i@sha"}
+    (failed,) = rollouts.unfinished(hosts | {"a": [found("new", open_one=False, result="failed")]})
+    assert failed.failed == ("a",)
+    assert rollouts.unfinished({"a": hosts["a"]}) == []
+    assert [row.release for row in rollouts.running(hosts)] == ["new", "old"]
+    assert rollouts.changes(hosts)[0].result == "stable"
