@@ -13,6 +13,7 @@ import yaml
 
 from bench.process import BenchError, call
 from sglang_ops import registry
+from sglang_ops.spec import Gateway
 
 NAME = "bench"
 SHAPE = {"engine": "docker", "os": "debian13", "server": "simulator", "gpus": "1"}
@@ -31,6 +32,13 @@ class Lab:
         return tuple(self.content["all"]["hosts"])
 
     @property
+    def gateway(self) -> str:
+        """Where the lab's gateway answers."""
+        (name,) = self.content["gateways"]["hosts"]
+        gateway = Gateway.model_validate(yaml.safe_load(self.deployment.read_text())["deployment"]["gateway"])
+        return f"http://{self.content['all']['hosts'][name]['ansible_host']}:{gateway.port}"
+
+    @property
     def ssh_config(self) -> Path:
         return self.inventory.parent / "ssh" / "config"
 
@@ -40,14 +48,15 @@ class Lab:
 
 
 @contextmanager
-def lab(cli: str, hosts: int, say: Callable[[str], None]) -> Iterator[Lab]:
+def lab(cli: str, hosts: int, say: Callable[[str], None], *, gateway: bool = False) -> Iterator[Lab]:
     """A lab of blank hosts for as long as the block lasts. Raises BenchError if there is one of its name already."""
     if json.loads(call(cli, "lab", "status", "--name", NAME, "--output", "json"))["running"]:
         raise BenchError(f"a lab called {NAME} is up already. End it with: {cli} lab down --name {NAME}")
     shape = [word for option, value in SHAPE.items() for word in (f"--{option}", value)]
     say(f"bringing up {hosts} blank lab hosts")
     try:
-        call(cli, "lab", "up", "--name", NAME, "--hosts", str(hosts), *shape)
+        front = ["--gateway"] if gateway else []
+        call(cli, "lab", "up", "--name", NAME, "--hosts", str(hosts), *shape, *front)
         status = json.loads(call(cli, "lab", "status", "--name", NAME, "--output", "json"))
         inventory = Path(status["inventory"])
         content = yaml.safe_load(inventory.read_text())

@@ -15,8 +15,9 @@ from sglang_ops import catalog, registry
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
+from sglang_ops.planning.nodes import Group, group_of
 from sglang_ops.planning.questions import repository
-from sglang_ops.spec import Deployment, DeploymentFile, check_names, divided, load, load_mapping
+from sglang_ops.spec import Deployment, DeploymentFile, Gateway, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
@@ -53,9 +54,14 @@ def files_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[DeploymentFile
 
 def meant_for(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> tuple[Deployment, ...]:
     """The deployments of `files` for this host. Raises SpecErrors, PreflightError."""
+    return tuple(item for item in written(files) if _meant_for(item, task_vars))
+
+
+def written(files: Sequence[DeploymentFile]) -> tuple[Deployment, ...]:
+    """Every deployment of `files`, whatever hosts it is meant for. Raises SpecErrors."""
     found = [deployment for file in files for deployment in file.services]
     check_names(found)
-    return tuple(deployment for deployment in found if _meant_for(deployment, task_vars))
+    return tuple(found)
 
 
 def evaluated_file(task_vars: Mapping[str, Any], templar: Any, deployment: Deployment) -> DeploymentFile:
@@ -77,10 +83,35 @@ def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[st
     return {repo: hub_cache(item, settings) for item, repo in named if repo}
 
 
+def group_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> Group | None:
+    """The group that this host belongs to where the deployment spreads over several hosts. Raises PreflightError."""
+    if deployment.nodes == 1:
+        return None
+    host, playing = str(task_vars["inventory_hostname"]), list(map(str, task_vars["ansible_play_hosts_all"]))
+    hosts = group_of(deployment, host, hosts_of(deployment, task_vars), playing)
+    others = task_vars["hostvars"]
+    return Group({name: str(others[name].get("ansible_host") or name) for name in hosts})
+
+
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
     """Whether the pattern `hosts` of the deployment, read as Ansible reads patterns, names this host."""
-    if deployment.hosts == "all":
-        return True
+    return str(task_vars["inventory_hostname"]) in hosts_of(deployment, task_vars)
+
+
+def hosts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts that the pattern `hosts` of the deployment names. Raises PreflightError where there is none."""
+    names = matching(deployment.hosts, task_vars)
+    if not names:
+        fix = "Write a pattern of hosts or groups that the inventory has."
+        raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
+    return names
+
+
+def matching(pattern: str, task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts that `pattern`, read as Ansible reads patterns, names, in the order of the inventory."""
+    everyone = [str(host) for host in task_vars["groups"]["all"]]
+    if pattern == "all":
+        return everyone
     from ansible.inventory.manager import InventoryManager  # noqa: PLC0415 (only plays know Ansible)
     from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
 
@@ -89,11 +120,8 @@ def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
         inventory.add_group(group)
         for host in hosts:
             inventory.add_host(host, group=group)
-    names = {host.name for host in inventory.get_hosts(deployment.hosts)}
-    if not names:
-        fix = "Write a pattern of hosts or groups that the inventory has."
-        raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
-    return str(task_vars["inventory_hostname"]) in names
+    names = {str(host.name) for host in inventory.get_hosts(pattern)}
+    return [host for host in everyone if host in names]
 
 
 def plain(value: Any) -> Any:
@@ -110,7 +138,7 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def secrets_for(service: Mapping[str, Any], deployment: Deployment) -> dict[str, str]:
+def secrets_for(service: Mapping[str, Any], deployment: Deployment | Gateway) -> dict[str, str]:
     """Values of the secrets that this planned service gets, from the operator's environment."""
     known = Secrets.of(deployment, os.environ).values
     return {name: known[name] for name in service["secrets"] if name in known}
@@ -121,7 +149,7 @@ def hub_token(deployment: Deployment) -> str:
     return Secrets.of(deployment, os.environ).values.get("HF_TOKEN", "")
 
 
-def runtime_for(service: Mapping[str, Any], deployment: Deployment) -> list[dict[str, str]]:
+def runtime_for(service: Mapping[str, Any], deployment: Deployment | Gateway) -> list[dict[str, str]]:
     """Variables that the host itself knows, as {"name": in the container, "source": on the host}."""
     references = deployment.env_vars
     return [

@@ -35,6 +35,8 @@ VERBS = {
     "rollout": Verb("rollout", "See how far a roll-out is, pause it, let it go on, or take it back.", SERVE),
     "restart": Verb("restart", "Restart a service and wait until it serves again.", SERVE),
     "stop": Verb("stop", "Stop a service after the requests in flight.", SERVE),
+    "drain": Verb("drain", "Take hosts out of their gateways and wait for the requests in flight.", SERVE),
+    "undrain": Verb("undrain", "Bring drained hosts back behind their gateways.", SERVE),
     "remove": Verb("remove", "Stop a service and take its unit away.", SERVE),
     "verify": Verb("verify", "Ask every service the questions of the gate.", LOOK),
     "status": Verb("status", "Show what runs on the hosts.", LOOK),
@@ -42,6 +44,7 @@ VERBS = {
     "lock": Verb("lock", "See who is at work on the hosts, and release a lock.", LOOK),
     "history": Verb("history", "List the runs of this machine, or the releases of its hosts.", LOOK),
     "evaluate": Verb("evaluate", "Measure the quality of a deployed model where it runs.", MEASURE),
+    "bench": Verb("bench", "Measure the speed of deployed servers with SGLang's own benchmark.", MEASURE),
     "doctor": Verb("doctor", "Say whether each host is fit to serve: every problem at once, with its remedy.", PREPARE),
     "provision": Verb(
         "provision", "Make bare GPU hosts ready to serve: driver, container engine, model cache.", PREPARE

@@ -210,13 +210,19 @@ def _left_behind(pipe: int) -> dict[int, str]:
     if not processes.PROC.is_dir():
         return {}
     name = Path(f"/proc/self/fd/{pipe}").readlink()
-    workers = []
-    for file in processes.PROC.glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if file.readlink() == name:
-                workers.append(int(file.parts[2]))
+    workers = {pid for pid in os.listdir(processes.PROC) if pid.isdecimal() and name in _open_files(pid)}  # noqa: PTH208
     own = processes.tree([os.getpid()])
-    return {pid: birth for pid, birth in processes.tree(set(workers) - set(own)).items() if pid not in own}
+    return {pid: birth for pid, birth in processes.tree(set(map(int, workers)) - set(own)).items() if pid not in own}
+
+
+def _open_files(pid: str) -> set[Path]:
+    """What a process has open; nothing for one that has just gone, or is somebody else's."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for file in (processes.PROC / pid / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(file.readlink())
+    return found
 
 
 def main() -> None:

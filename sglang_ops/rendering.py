@@ -18,6 +18,7 @@ from sglang_ops.planning.command import ModelSource, hub_cache
 from sglang_ops.planning.draft import Draft
 from sglang_ops.planning.facts import CdiSpec, Engine, Gpu, HostFacts, Model, ModelFiles
 from sglang_ops.planning.gpus import on_cpu
+from sglang_ops.planning.nodes import Group, placed
 from sglang_ops.planning.plan import drafts
 from sglang_ops.planning.questions import repository
 from sglang_ops.planning.release import release_id
@@ -128,7 +129,7 @@ def render(
     """
     settings = Settings.model_validate({"container_engine": engine, "strict_arguments": strict, "asked": True})
     facts = pretended_host(deployments, settings, _gpus_wanted(deployments) if gpus is None else gpus)
-    wanted = [Wanted(item, _image(item, release), _references(item)) for item in deployments]
+    wanted = [Wanted(_first(item, facts), _image(item, release), _references(item)) for item in deployments]
     made = drafts(wanted, facts, settings)
     problems = [problem.message for item in made for problem in item.problems]
     problems += [AUTO.format(item.wanted.name) for item in made if item.deployment.tensor_parallel_size == "auto"]
@@ -190,6 +191,14 @@ def _read(word: str) -> str:
     return _ESCAPE.sub(one, word[1:-1]) if word.startswith('"') else word
 
 
+def _first(deployment: Deployment, facts: HostFacts) -> Deployment:
+    """Of several hosts that serve the model together the first, HOST0."""
+    if deployment.nodes == 1:
+        return deployment
+    others = {f"HOST{rank}": f"HOST{rank}" for rank in range(1, deployment.nodes)}
+    return placed(deployment, Group({facts.host: "HOST0", **others}), facts)
+
+
 def _image(deployment: Deployment, release: str | None) -> ResolvedImage:
     ref = deployment.image
     return ResolvedImage(ref, ref, release=release or catalog.release_of(ref) or "")
@@ -216,6 +225,8 @@ def _as_written(made: Draft) -> Draft:
 
 def _left_open(deployment: Deployment) -> Iterator[str]:
     """What is decided on each host only."""
+    if deployment.nodes > 1:
+        yield f"HOST0 stands for the first of {deployment.nodes} hosts; each has its own --node-rank."
     if deployment.hf_model_handle and deployment.checkpoint_path:
         yield f"where {deployment.hf_model_handle} is not to be had, {deployment.checkpoint_path} is served instead."
 

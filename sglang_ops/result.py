@@ -105,7 +105,7 @@ class Deployed:
         return cls(
             hosts=hosts,
             steps=tuple(step for host in state.hosts.values() for step in _steps(host, state)),
-            warnings=tuple(dict.fromkeys(text for host in state.hosts.values() for text in _warnings(host))),
+            warnings=tuple(_still_true(state)),
             exit_code=ExitCode.INTERRUPTED if interrupted else code,
             run=run,
             seconds=round(seconds, 2),
@@ -189,6 +189,7 @@ class Status:
     unmanaged: tuple[Mapping[str, Any], ...]
     exit_code: ExitCode
     failures: tuple[Failure, ...] = field(default=())
+    gateways: tuple[Mapping[str, Any], ...] = ()
     drift: tuple[Drift, ...] = ()
 
     @classmethod
@@ -202,13 +203,17 @@ class Status:
 
         services = tagged("services")
         answered = [host.name for host in state.hosts.values() if host.results.get("status")]
-        return cls(services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), drift(services, answered))
+        differing = drift(services, answered)
+        return cls(
+            services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), tagged("gateways"), differing
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "ok": self.exit_code is ExitCode.DONE,
             "exit_code": int(self.exit_code),
             "services": list(self.services),
+            "gateways": list(self.gateways),
             "unmanaged": list(self.unmanaged),
             "drift": [asdict(item) for item in self.drift],
             "failures": [asdict(failure) | {"exit_code": int(failure.exit_code)} for failure in self.failures],
@@ -268,7 +273,16 @@ def _steps(host: HostState, run: RunState) -> Iterator[PlannedStep]:
     yield from (PlannedStep(host.name, *step) for step in foreseen(host, run.hosts.values()))
 
 
+def _still_true(state: RunState) -> Iterator[str]:
+    """Each warning once; a server that a gateway missed at first may have joined it later in the run."""
+    told = [result for host in state.hosts.values() for result in host.results.get("gateway", ())]
+    joined = {worker["url"] for result in told for worker in result["workers"] if worker["healthy"]}
+    for text in dict.fromkeys(text for host in state.hosts.values() for text in _warnings(host)):
+        if not any(f"{url} is not registered" in text for url in joined):
+            yield text
+
+
 def _warnings(host: HostState) -> Iterator[str]:
     yield from (host.result("plan").get("plan") or {}).get("warnings") or []
-    for result in (*host.results.get("share", ()), *host.results.get("model", ())):
+    for result in (result for kind in ("share", "model", "gateway") for result in host.results.get(kind, ())):
         yield from (f"{host.name}: {text}" for text in result.get("warnings") or [])

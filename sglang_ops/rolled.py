@@ -35,11 +35,12 @@ class Rolled:
         for host in changing:
             if _touched(host):
                 batches.setdefault(_batch(host), []).append(host.name)
+        ordered = [tuple(batches[key]) for key in sorted(batches, key=lambda key: int(key or -1))]
         waiting = tuple(host.name for host in changing if not _touched(host))
         paused = next((mark for host in changing if (mark := _paused(host))), {})
         code = state.exit_code()
         word = "paused" if paused and code is ExitCode.DONE else _WORDS.get(code, "needs-hands")
-        return cls(word, tuple(tuple(names) for names in batches.values()), waiting, paused, round(seconds, 2))
+        return cls(word, tuple(ordered), waiting, paused, round(seconds, 2))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -19,6 +19,8 @@ from sglang_ops.spec import Deployment, DeploymentFile, Rollout
 from sglang_ops.spec.messages import problem
 from sglang_ops.spec.yamlfile import Document
 
+MARGIN_SECONDS = 300
+
 
 @dataclass(frozen=True)
 class RunRollout:
@@ -85,11 +87,15 @@ class RunRollout:
         images = {item.name: item.image.digest_ref for item in wanted}
         described = {item.name: rollout.described(item.deployment) for item in wanted}
         changing = [item["name"] for item in services if item["action"] != "none"]
+        drain = self.settings.drain_timeout or settings.drain_timeout
         common = {"id": self.identity, "who": self.who, "started": self.started}
         return {
             **self.settings.model_dump(include={"canary", "batch", "max_failures", "order", "auto_rollback"}),
+            "unit": max((item.deployment.nodes for item in wanted), default=1),
             "gate": self.settings.gate.model_dump() if self.settings.gate else {},
-            "drain_timeout": self.settings.drain_timeout or settings.drain_timeout,
+            "drain_timeout": drain,
+            # By then a host has been changed, or has failed and gone back.
+            "rejoin": drain + 2 * settings.start_timeout + settings.soak + MARGIN_SECONDS,
             "change": {"who": self.who, "rollout": self.identity},
             "records": {
                 name: {**common, "image": images[name], "ref": ref_of(wanted, name), "file": described[name]}

@@ -19,11 +19,12 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops import catalog
-from sglang_ops.action_inputs import FILES_VARIABLE, SECTIONS, deployments_of, hub_token, plain, resolve_once
+from sglang_ops.action_inputs import FILES_VARIABLE, SECTIONS, deployments_of, group_for, hub_token, plain, resolve_once
 from sglang_ops.errors import OpsError
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, questions
 from sglang_ops.planning.doctor import diagnose
 from sglang_ops.planning.doctor_facts import Examined, Finding, Machine
+from sglang_ops.planning.nodes import Group, placed
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
 from sglang_ops.spec import Deployment
@@ -42,8 +43,10 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         settings = Settings.model_validate(plain(self._task.args))
         told: list[Finding] = []
+        groups: dict[str, Group | None] = {}
         try:
             deployments = self._deployments(task_vars)
+            groups = {item.service_name: group_for(item, task_vars) for item in deployments}
         except OpsError as error:
             deployments = ()
             told = [Finding("deployment", error.message, error.fix or "Correct the deployment file.")]
@@ -61,7 +64,7 @@ class ActionModule(ActionBase):
         address = str(task_vars.get("ansible_host") or host)
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
         machine = Machine.model_validate(answer["machine"])
-        wanted, unresolved = _wanted(deployments, images, facts)
+        wanted, unresolved = _wanted(deployments, images, facts, groups)
         seen = Examined(facts, machine, settings, deployments, asked=started, answered=ended)
         found = diagnose(seen, wanted, [*told, *unresolved])
         own = {"kind": "doctor", **asdict(found)}
@@ -84,7 +87,10 @@ class ActionModule(ActionBase):
 
 
 def _wanted(
-    deployments: Sequence[Deployment], images: Mapping[str, ResolvedImage | OpsError], facts: HostFacts
+    deployments: Sequence[Deployment],
+    images: Mapping[str, ResolvedImage | OpsError],
+    facts: HostFacts,
+    groups: Mapping[str, Group | None],
 ) -> tuple[list[Wanted], list[Finding]]:
     """The deployments as planning takes them, and a finding for each image that the registry did not give.
 
@@ -101,5 +107,7 @@ def _wanted(
             findings.append(Finding("image", image.message, remedy, warning=away))
             facts.images[item.image] = True
             image = ResolvedImage(item.image, item.image, release=catalog.release_of(item.image) or "")
-        wanted.append(Wanted(item, image, Secrets.of(item, os.environ)))
+        group = groups[item.service_name]
+        here = placed(item, group, facts) if group else item
+        wanted.append(Wanted(here, image, Secrets.of(item, os.environ)))
     return wanted, findings

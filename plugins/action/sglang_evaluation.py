@@ -15,7 +15,7 @@ try:
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sglang_ops.action_inputs import deployments_of, evaluated_file, plain, resolve_once
+from sglang_ops.action_inputs import deployments_of, evaluated_file, hosts_of, plain, resolve_once
 from sglang_ops.bundle import receive
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.evaluation import harness, run
@@ -23,6 +23,7 @@ from sglang_ops.planning import Settings
 from sglang_ops.planning.command import Mount
 from sglang_ops.saving import shown
 from sglang_ops.sending import SendingAction
+from sglang_ops.spec import Deployment
 
 NO_IMAGE = (
     "There is no image with the harness. Build one (FROM python:3.11-slim, RUN pip install 'lm_eval[api,ifeval]==%s'), "
@@ -63,7 +64,8 @@ class ActionModule(SendingAction):
         if pulled.get("failed") or pulled.get("unreachable"):
             return pulled
         file = evaluated_file(variables, self._templar, deployment)
-        job = dict(work["job"], host=host, image=image.digest_ref, tasks=self._shared(work["job"], variables))
+        tasks = self._shared(work["job"], deployment, variables)
+        job = dict(work["job"], host=host, image=image.digest_ref, tasks=tasks)
         container = harness.Container(
             run=work["run"], service=deployment.service_name, image=image.digest_ref, engine=engine,
             hf_home=given["hf_home"], mounts=[Mount(*mount) for mount in work["mounts"]],
@@ -85,9 +87,11 @@ class ActionModule(SendingAction):
         done.get("sglang_ops", {})["executions"] = 2
         return done | {"changed": bool(done.get("changed") or pulled.get("changed"))}
 
-    def _shared(self, job: dict[str, Any], variables: dict[str, Any]) -> list[dict[str, Any]]:
-        """The tasks with this host's share of the items: every n-th, by its place among the play's hosts."""
-        hosts = [str(host) for host in variables["ansible_play_hosts_all"]]
+    @staticmethod
+    def _shared(job: dict[str, Any], deployment: Deployment, variables: dict[str, Any]) -> list[dict[str, Any]]:
+        """The tasks with this host's share of the items: every n-th, by its place among the hosts that serve."""
+        meant = hosts_of(deployment, variables)
+        hosts = [str(host) for host in variables["ansible_play_hosts_all"] if str(host) in meant]
         share = [0, 1] if job["repeat_on_hosts"] else [hosts.index(str(variables["inventory_hostname"])), len(hosts)]
         return [dict(task, shards=[share]) for task in job["tasks"]]
 

@@ -17,10 +17,30 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops import catalog
-from sglang_ops.action_inputs import ROLLOUT_VARIABLE, files_of, hub_token, meant_for, plain, resolve_once, tagged
+from sglang_ops.action_inputs import (
+    ROLLOUT_VARIABLE,
+    files_of,
+    group_for,
+    hub_token,
+    meant_for,
+    plain,
+    resolve_once,
+    tagged,
+)
 from sglang_ops.errors import OpsError
 from sglang_ops.fleet import RESULT, offers
-from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, plan, questions
+from sglang_ops.gateways import address_of, fronts_of, gateways_of
+from sglang_ops.planning import (
+    HostFacts,
+    ResolvedImage,
+    Secrets,
+    Settings,
+    Wanted,
+    WantedGateway,
+    plan,
+    questions,
+)
+from sglang_ops.planning.nodes import placed
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.registry import RegistryUnreachable
 from sglang_ops.rollout_run import RunRollout
@@ -50,48 +70,56 @@ class ActionModule(ActionBase):
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         files = files_of(task_vars, self._templar)
         deployments = meant_for(files, task_vars)
+        groups = {item.service_name: group_for(item, task_vars) for item in deployments}
+        fronts = gateways_of(task_vars, self._templar)
         given = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
         run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | given)
         run.check_size(len(task_vars.get("ansible_play_hosts_all") or ()))
         settings = Settings.model_validate(plain(self._task.args) | run.timeouts)
-        images = {item.image for item in deployments}
-        resolved = {image: self._image(image, settings, run.digests.get(image)) for image in images}
-        asked = questions(deployments, settings, [image for image, _ in resolved.values() if image])
+        named = [item.image for item in deployments] + [gateway.image for gateway, _, _ in fronts]
+        resolved = {image: self._image(image, settings, run.digests.get(image)) for image in dict.fromkeys(named)}
+        servers = [resolved[item.image][0] for item in deployments]
+        others = [resolved[gateway.image][0] for gateway, _, _ in fronts]
+        known = [image for image in servers if image]
+        asked = questions(deployments, settings, known, [gateway for gateway, _, _ in fronts])
+        asked["images"] += [image.digest_ref for image in others if image and image not in known]
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
         before = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
         in_vain = _offer(asked["models"], before, task_vars)
         if in_vain:
             return self._refused(in_vain)
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
+        host = str(task_vars["inventory_hostname"])
+        asked["toward"] = next((group.other(host) for group in groups.values() if group), "")
         answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
         if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
             return dict(answer)
-        local = task_vars.get("ansible_connection") == "local"
-        host = str(task_vars["inventory_hostname"])
-        address = "127.0.0.1" if local else str(task_vars.get("ansible_host") or host)
+        address = address_of(host, task_vars)
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
-        wanted, errors, warnings = [], [], []
-        for item in deployments:
-            image, warning = resolved[item.image]
-            if image is None:
-                loaded = _loaded(item.image, settings, facts)
-                image = loaded or _recorded(item.service_name, item.image, facts)
-                how = "loaded" if loaded else "deployed"
-                text = f"{warning} Using the digest {how} last." if image else f"{warning} {WITHOUT_REGISTRY}"
-                (warnings if image else errors).append(text)
-            if image:
-                wanted.append(Wanted(item, image, Secrets.of(item, os.environ)))
-        if errors:
-            return self._refused([{"check": "image", "message": text} for text in dict.fromkeys(errors)])
+        chosen = _Images(resolved, settings, facts)
+        wanted = [
+            Wanted(placed(item, group, facts) if group else item, image, Secrets.of(item, os.environ),
+                   fronts_of(item, task_vars))
+            for item in deployments
+            for group in [groups[item.service_name]]
+            if (image := chosen.of(item.service_name, item.image))
+        ]
+        gateways = [
+            WantedGateway(gateway, item, image, workers, Secrets.of(gateway, os.environ))
+            for gateway, item, workers in fronts
+            if (image := chosen.of(gateway.service_name, gateway.image))
+        ]
+        if chosen.errors:
+            return self._refused([{"check": "image", "message": text} for text in dict.fromkeys(chosen.errors)])
         changed = run.changed(deployments, facts)
         if changed:
             return self._refused([{"check": "rollout", "message": text} for text in changed])
-        made = plan(wanted, facts, settings).as_dict()
+        made = plan(wanted, facts, settings, gateways).as_dict()
         if made["errors"]:
             others = settings.peer_port and len(task_vars["ansible_play_hosts"]) > 1
             return _deferred(made) if made["undecided"] and others and not before else self._refused(made["errors"])
         made["rollout"] = run.of_host(wanted, made["services"], settings)
-        made["warnings"] = [*made["warnings"], *dict.fromkeys(warnings)]
+        made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings)]
         generation = answer["facts"]["generation"]
         return {"changed": False, "generation": generation, "sglang_ops": {"kind": "plan", "plan": made}}
 
@@ -129,6 +157,27 @@ def _offer(models: list[dict[str, Any]], before: dict[str, Any] | None, task_var
     for model in models:
         model["offer"] = offered.get((model["repo"], model["revision"]))
     return [] if any(model["offer"] for model in models) else (before or {}).get("deferred") or []
+
+
+class _Images:
+    """The image of each service: the registry's, else what the host has already."""
+
+    def __init__(
+        self, resolved: dict[str, tuple[ResolvedImage | None, str | None]], settings: Settings, facts: HostFacts
+    ) -> None:
+        self._resolved, self._settings, self._facts = resolved, settings, facts
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+
+    def of(self, service: str, ref: str) -> ResolvedImage | None:
+        image, warning = self._resolved[ref]
+        if image is None:
+            loaded = _loaded(ref, self._settings, self._facts)
+            image = loaded or _recorded(service, ref, self._facts)
+            how = "loaded" if loaded else "deployed"
+            text = f"{warning} Using the digest {how} last." if image else f"{warning} {WITHOUT_REGISTRY}"
+            (self.warnings if image else self.errors).append(text)
+        return image
 
 
 def _loaded(ref: str, settings: Settings, facts: HostFacts) -> ResolvedImage | None:

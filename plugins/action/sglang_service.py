@@ -13,7 +13,7 @@ try:
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sglang_ops.action_inputs import deployments_of, plain, runtime_for, secrets_for
+from sglang_ops.action_inputs import files_of, plain, runtime_for, secrets_for, written
 
 
 class ActionModule(ActionBase):
@@ -27,8 +27,10 @@ class ActionModule(ActionBase):
         arguments = plain(self._task.args)
         planned = [service for service in arguments.get("services", []) if service.get("secrets")]
         if planned and arguments.get("state", "present") == "present":
-            deployments = {item.service_name: item for item in deployments_of(task_vars or {}, self._templar)}
-            pairs = [(service, deployments[service["name"]]) for service in planned]
+            every = written(files_of(task_vars or {}, self._templar))
+            known = {item.service_name: item for item in every}
+            known |= {item.gateway.service_name: item.gateway for item in every if item.gateway}
+            pairs = [(service, known[service["name"]]) for service in planned]
             arguments["secrets"] = {service["name"]: secrets_for(service, item) for service, item in pairs}
             arguments["runtime"] = {service["name"]: runtime_for(service, item) for service, item in pairs}
         return result | self._execute_module("sglang_service", module_args=arguments, task_vars=task_vars)

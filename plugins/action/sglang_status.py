@@ -14,7 +14,7 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops.action_inputs import plain
-from sglang_ops.planning.status import status
+from sglang_ops.planning.status import gateways, status
 
 
 class ActionModule(ActionBase):
@@ -30,5 +30,6 @@ class ActionModule(ActionBase):
         answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
         if "facts" not in answer:
             return result | answer
-        rows = status(answer["facts"], arguments.get("services") or [])
-        return result | {"changed": False, "sglang_ops": {"kind": "status", "services": rows}}
+        facts, names = answer["facts"], arguments.get("services") or []
+        told = {"kind": "status", "services": status(facts, names), "gateways": gateways(facts, names)}
+        return result | {"changed": False, "sglang_ops": told}

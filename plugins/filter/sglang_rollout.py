@@ -24,5 +24,6 @@ class FilterModule:
             "sglang_order": rollout.order_for,
             "sglang_stops": rollout.stops_for,
             "sglang_paused": rollout.paused_for,
-            "sglang_is_first": rollout.is_first,
+            "sglang_turns_before": rollout.turns_before,
+            "sglang_returning": rollout.returning,
         }

@@ -13,12 +13,15 @@ import os
 import re
 import shutil
 import tarfile
+import time
 
 from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
+from ansible.module_utils.sglang_host_command import free_bytes
 
 ROOT = "/var/lib/sglang-ops/evaluations"
+LEAST_BYTES = 200 * 1000 * 1000  # answers and data of a run
 MOST_AT_ONCE = 64  # requests, where the file does not say how many: more only wait in the server's queue
 ENDED = ("done", "refused", "stalled", "failed", "stopped", "cancelled")
 _FETCHED = ("job.json", "checked.json", "status.json", "results")
@@ -87,12 +90,16 @@ def line(told):
     return ", ".join(shown + (["%d failed" % failed] if failed else []))
 
 
-def services(deployment):
-    """Release records of the deployment's services here: one, or its replicas."""
-    pattern = re.compile(r"%s(-\d+)?\Z" % re.escape(deployment))
-    names = [name for name in store.names() if pattern.match(name)]
+def services(deployment, served):
+    """Release records of the deployment's services here: the one of its name, else its replicas.
+
+    Replicas serve the same model name, `served`; a deployment that merely ends in a number does not.
+    """
+    replica = re.compile(r"%s-\d+\Z" % re.escape(deployment))
+    known = store.names()
+    names = [deployment] if deployment in known else [name for name in known if replica.match(name)]
     records = [store.read_record(name, store.read_state(name)["release"]) for name in names]
-    return [record for record in records if record.get("gate")]
+    return [one for one in records if one.get("gate") and one["gate"]["served_model_name"] == served]
 
 
 def serving(records, api_key):
@@ -161,6 +168,46 @@ def fit(tasks, running, context, endpoints):
             )
         fitted.append(dict(task, generation=generation, parallelism=min(int(task["parallelism"] or most), most)))
     return fitted, most, warnings
+
+
+def prepared(job, api_key):
+    """The job with what only the host knows, and warnings. Raises Refused."""
+    records = services(job["deployment"], job["model"])
+    if not records:
+        raise Refused("%s is not deployed here: deploy it first, or --limit the hosts." % job["deployment"])
+    free = free_bytes(ROOT)
+    if free < LEAST_BYTES:
+        raise Refused(
+            "%s has %d MB free, a run needs %d MB. Make room."
+            % (ROOT, free // 1000000, LEAST_BYTES // 1000000)
+        )
+    layers = serving(records, api_key)
+    gates = [dict(record["gate"], api_key=api_key) for record in records]
+    known = [capacity(gate) for gate in gates]
+    running = sum(item[0] for item in known) if all(item[0] for item in known) else None
+    context = min(item[1] for item in known) if all(item[1] for item in known) else None
+    endpoints = offered(layers[records[0]["name"]])
+    tasks, most, warnings = fit(job["tasks"], running, context, endpoints)
+    gate, content = gates[0], records[0]["content"]
+    filled = dict(
+        job,
+        tasks=tasks,
+        concurrency=most,
+        service=records[0]["name"],
+        model=gate["served_model_name"],
+        endpoints=gate["endpoints"],
+        patience=gate["start_timeout"],
+        created=time.time(),
+        warnings=warnings,
+        upstreams=[{"address": item["address"], "port": item["port"]} for item in gates],
+        server={
+            "image_digest": records[0]["image_digest"],
+            "argv": content["argv"],
+            "model": content["model"],
+            "release": records[0]["release"],
+        },
+    )
+    return filled, warnings
 
 
 def pack(run):

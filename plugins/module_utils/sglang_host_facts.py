@@ -7,6 +7,7 @@ import os
 from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils import sglang_host_files as files
+from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_kernels as kernels
 from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils import sglang_host_loads as loads
@@ -14,6 +15,7 @@ from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils import sglang_host_rollout as rollouts
+from ansible.module_utils import sglang_host_routes as routes
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import NOT_FOUND, free_bytes, run
@@ -92,6 +94,8 @@ def services(with_loads):
         service["rollout"] = rollouts.read(name)
         service["released_unit"] = store.release_unit(name, state["release"]) if state["release"] else None
         service["probe"] = {"ok": bool(layers) and all(layer["ok"] for layer in layers), "layers": layers}
+        if record.get("kind") == "gateway":
+            service.update(gateways.facts(record, word == "active", with_loads))
         if with_loads:
             service.update(loads.of(record, properties, service["probe"]["ok"]))
         found.append(service)
@@ -147,5 +151,8 @@ def gather(asked):
         "services": services(asked["loads"]),
         "machine": kernels.machine() if asked.get("jit_cache") else "",
         "kernels": kernels.filled(asked.get("jit_cache")),
+        "drained": gateways.drained(),
+        "interface": routes.interface_to(asked.get("toward")),
+        "infiniband": routes.infiniband(),
         "runtime": {name: store.fingerprint(known[name]) if name in known else None for name in asked["runtime"]},
     }

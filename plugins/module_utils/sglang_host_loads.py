@@ -19,7 +19,7 @@ def of(record, properties, answers):
         "queued": None,
         "tokens_per_second": None,
     }
-    if answers and record:
+    if answers and record and record.get("kind") != "gateway":
         found.update(now(record["gate"]))
     return found
 

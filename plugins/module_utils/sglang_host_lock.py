@@ -19,7 +19,8 @@ import signal
 import sys
 import time
 
-DIRECTORY = "/run/sglang-ops"
+# Who is not root can change, and lock, only what is theirs.
+DIRECTORY = "/run/sglang-ops" if os.geteuid() == 0 else "/tmp/sglang-ops-%d" % os.geteuid()  # noqa: S108
 # Longer than ssh takes to notice a dead link (ansible.cfg: 4 times 15 s): when the holder gives up, so has the run.
 LINK_SECONDS = 75
 _LOOK_SECONDS = 0.3

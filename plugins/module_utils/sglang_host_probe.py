@@ -13,6 +13,7 @@ import json
 import os
 import socket
 
+from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import run
 
@@ -31,12 +32,15 @@ def layer(name, ok, detail):
 
 def ask(gate, properties, quick=False):
     """Layers asked of a service described by its `gate` record; `properties` are systemd's of its unit."""
+    if gate.get("kind") == "gateway":
+        return _of_gateway(gate, properties, quick)
     asked = []
-    for name, question in QUESTIONS:
+    # Of several hosts that serve one model together the first alone can answer, and does only with all the others.
+    for name, question in QUESTIONS[:1] if gate.get("rank") else QUESTIONS:
         asked.append(answered(name, question, gate, properties, quick))
         if not asked[-1]["ok"]:
             return asked
-    if gate.get("tokens_needed"):
+    if gate.get("tokens_needed") and not gate.get("rank"):
         asked.append(answered("capacity", _capacity, gate))
     return asked
 
@@ -51,6 +55,42 @@ def answered(name, question, *arguments):
         return layer(name, False, "no answer in time")
     except (OSError, http.client.HTTPException) as error:
         return layer(name, False, str(error) or type(error).__name__)
+
+
+def _of_gateway(gate, properties, quick):
+    """unit → port → ready of the router itself, then → workers → model → answer through one of its servers.
+
+    That no server is there is no fault of the gateway: a look says so, a wait does not wait for it.
+    """
+    asked = []
+    for name, question in (("unit", _unit), ("port", _port), ("ready", _alive)):
+        asked.append(answered(name, question, gate, properties, quick))
+        if not asked[-1]["ok"]:
+            return asked
+    try:
+        states = [worker["is_healthy"] for worker in gateways.Router(gate).workers().values()]
+    except gateways.GatewayError as error:
+        return [*asked, layer("workers", False, str(error))]
+    members = [url for url, state in gateways.members(gate["name"]).items() if state == "in"]
+    said = "%d of %d servers healthy" % (sum(states), max(len(states), len(members)))
+    if any(states):
+        return [*asked, layer("workers", True, said), *through(gate, quick)]
+    serving = not quick and any(gateways.ask(url, "/health", HEALTH_TIMEOUT)[0] == 200 for url in members)
+    return [*asked, layer("workers", not members or not (quick or serving), said)]
+
+
+def through(gate, quick=True):
+    """Layers of what a client gets from a gateway."""
+    asked = dict(gate, api_key=gateways.client_key(gate))
+    named = answered("model", _model, asked, {}, quick)
+    return [named, answered("answer", _answer, asked, {}, quick)] if named["ok"] else [named]
+
+
+def _alive(gate, _properties, _quick):
+    status = get(gate, "/health", 10)[0]
+    if status != 200:
+        raise Answer("/health %d" % status)
+    return "/health 200"
 
 
 def _unit(_gate, properties, _quick):

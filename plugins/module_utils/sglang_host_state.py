@@ -89,11 +89,13 @@ def read_record(service, release):
     return json.loads(text) if text else {}
 
 
-def write_release(service, release, unit, record, secrets):
-    """Keep everything needed to run this release again."""
+def write_release(service, release, unit, record, secrets, files=None):
+    """Keep everything needed to run this release again; `files` are texts by name that its container mounts."""
     directory = release_directory(service, release)
     write_atomic(os.path.join(directory, "unit"), unit)
     write_atomic(os.path.join(directory, "record.json"), json.dumps(record, sort_keys=True, indent=1) + "\n")
+    for name, text in (files or {}).items():
+        write_atomic(os.path.join(directory, name), text)
     if secrets:
         lines = ["export %s=%s\n" % (name, shlex.quote(value)) for name, value in sorted(secrets.items())]
         write_atomic(os.path.join(directory, "secrets.env"), "".join(lines), mode=0o600)

@@ -70,51 +70,9 @@ from ansible.module_utils import sglang_host_evaluation as evaluation
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.sglang_host_command import free_bytes
 from ansible.module_utils.sglang_host_progress import Progress
 
 POLL_SECONDS = 0.5
-LEAST_BYTES = 200 * 1000 * 1000  # answers and data of a run
-
-
-def prepared(job, api_key):
-    """The job with what only the host knows, and warnings. Raises Refused."""
-    records = evaluation.services(job["deployment"])
-    if not records:
-        raise evaluation.Refused("%s is not deployed here: deploy it first, or --limit the hosts." % job["deployment"])
-    free = free_bytes(evaluation.ROOT)
-    if free < LEAST_BYTES:
-        raise evaluation.Refused(
-            "%s has %d MB free, a run needs %d MB. Make room."
-            % (evaluation.ROOT, free // 1000000, LEAST_BYTES // 1000000)
-        )
-    layers = evaluation.serving(records, api_key)
-    gates = [dict(record["gate"], api_key=api_key) for record in records]
-    known = [evaluation.capacity(gate) for gate in gates]
-    running = sum(item[0] for item in known) if all(item[0] for item in known) else None
-    context = min(item[1] for item in known) if all(item[1] for item in known) else None
-    offered = evaluation.offered(layers[records[0]["name"]])
-    tasks, most, warnings = evaluation.fit(job["tasks"], running, context, offered)
-    gate, content = gates[0], records[0]["content"]
-    filled = dict(
-        job,
-        tasks=tasks,
-        concurrency=most,
-        service=records[0]["name"],
-        model=gate["served_model_name"],
-        endpoints=gate["endpoints"],
-        patience=gate["start_timeout"],
-        created=time.time(),
-        warnings=warnings,
-        upstreams=[{"address": item["address"], "port": item["port"]} for item in gates],
-        server={
-            "image_digest": records[0]["image_digest"],
-            "argv": content["argv"],
-            "model": content["model"],
-            "release": records[0]["release"],
-        },
-    )
-    return filled, warnings
 
 
 class Host:
@@ -138,6 +96,7 @@ class Host:
                 "%s does not set %s. Add a line %s=…" % (store.RUNTIME_ENV, missing[0], missing[0])
             )
         given["environment"] = dict(given["environment"], **{name: known[wanted[name]] for name in wanted})
+        evaluation.forget(self.run)  # of a start that was interrupted
         os.makedirs(base, mode=0o700)
         for name, content in self.params["files"].items():
             path = os.path.join(base, name)
@@ -166,7 +125,7 @@ class Host:
                 "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
                 "--name gives a new one another name." % (self.run, self.run)
             )
-        job, self.warnings = prepared(job, self.params["secrets"].get("api_key"))
+        job, self.warnings = evaluation.prepared(job, self.params["secrets"].get("api_key"))
         if not self.check:
             self.write(job)
         self.unit(job["unit"], self.params["unit"])
@@ -189,7 +148,7 @@ class Host:
         shards = job["tasks"][0]["shards"]
         for task in job["tasks"]:
             task["shards"] = shards + [shard for shard in added if shard not in shards]
-        layers_of = evaluation.services(job["deployment"])
+        layers_of = evaluation.services(job["deployment"], job["model"])
         if not layers_of:
             raise evaluation.Refused("%s is not deployed here any more." % job["deployment"])
         evaluation.serving(layers_of, evaluation.read(self.run, "secrets.json").get("api_key"))

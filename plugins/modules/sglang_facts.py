@@ -80,6 +80,10 @@ options:
     type: list
     elements: str
     default: []
+  toward:
+    description: Address of another host, to which C(interface) shall lead.
+    type: str
+    default: ""
   loads:
     description: Also ask the services for their load and the GPUs for their use (for C(status)).
     type: bool
@@ -121,6 +125,7 @@ def main():
             "disks": {"type": "list", "elements": "str", "default": []},
             "jit_cache": {"type": "str", "default": ""},
             "runtime": {"type": "list", "elements": "str", "default": []},
+            "toward": {"type": "str", "default": ""},
             "loads": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

@@ -23,7 +23,7 @@ options:
     type: dict
     default: {}
   batch:
-    description: For V(begin), a name of the batch, handed back in the result.
+    description: For V(begin), how many hosts had their turn before this one's batch; handed back in the result.
     type: str
     default: ""
   names:

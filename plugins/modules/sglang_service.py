@@ -65,6 +65,7 @@ sglang_ops:
 
 import os
 
+from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_jit as jit
 from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_rollout as rollouts
@@ -75,8 +76,8 @@ from ansible.module_utils.sglang_host_command import run
 from ansible.module_utils.sglang_host_units import Host
 
 # Stopping waits for requests in flight; systemd itself ends it at the unit's TimeoutStopSec.
-RECORD = ("name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate", "memory", "jit",
-          "gateways")
+RECORD = ("kind", "name", "release", "image", "image_digest", "gpus", "port", "endpoint", "content", "gate", "memory",
+          "jit", "gateways")
 ACTIVE = ("active", "activating", "deactivating", "reloading", "restarting")
 
 
@@ -137,7 +138,9 @@ def keep_release(host, service, secrets, runtime):
     record = dict({key: service.get(key) for key in RECORD}, engine=service["gate"]["engine"])
     if host.check:
         return
-    store.write_release(name, service["release"], service["unit"], record, values)
+    store.write_release(name, service["release"], service["unit"], record, values, service.get("files"))
+    if service.get("kind") == "gateway":
+        gateways.prepare(name)
     for directory in service["directories"]:
         os.makedirs(directory, mode=0o755, exist_ok=True)
 

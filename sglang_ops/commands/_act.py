@@ -56,4 +56,5 @@ def units(service: str | None, config: Sequence[Path] | None, target: _common.Ta
                 "Which service? There is no deployment file here that would tell.",
                 fix=f"Name it with --service; {target.command('status')} lists them.",
             )
-        return [deployment.service_name for deployment in found.deployments]
+        gateways = [item.gateway.service_name for item in found.deployments if item.gateway]
+        return [*(item.service_name for item in found.deployments), *dict.fromkeys(gateways)]

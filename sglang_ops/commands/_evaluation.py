@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from sglang_ops import inventory_check, spec
-from sglang_ops.commands import _common, _deployment, _views
+from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
 from sglang_ops.errors import ExitCode, UsageError
 from sglang_ops.evaluation import results, run_results
@@ -103,6 +103,8 @@ class Session:
             raise UsageError(f"No host of the inventory has {made.job['deployment']}.", fix="Correct `hosts`, or -i.")
         for warning in _warnings(played):
             err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
+        if played.interrupted:
+            return self._left(made.run)
         if code is not ExitCode.DONE or check or detach:
             return self._end(played, begun, made.run, code)
         err.print(f"Run {made.run} has begun on {', '.join(begun)}. It goes on without this command.", soft_wrap=True)
@@ -164,9 +166,7 @@ class Session:
             played = self._play(do, {"run": run}, fetch=private)
             found = _runs(played)
             if played.interrupted:
-                _common.stderr().print("\nStopped watching. The run goes on.")
-                _views.following([self._command("wait", run)], _common.stderr())
-                return ExitCode.INTERRUPTED
+                return self._left(run)
             parts = [
                 run_results.Part(
                     host, run_results.unpack(Path(private) / f"{host}.tar.gz", Path(private) / host),
@@ -184,7 +184,18 @@ class Session:
                         run_results.assemble(self.place.directory / name, name, [part], {})
                 else:
                     run_results.assemble(self.place.folder, run, parts, lost)
-        return self._end(played, found, run, played.exit_code)
+        code = played.exit_code
+        states = {str(one["state"]) for one in found.values()}
+        if code is ExitCode.DONE and do == "waited" and states != {"done"}:
+            code = ExitCode.ERROR
+        return self._end(played, found, run, code)
+
+    def _left(self, run: str) -> int:
+        """Ctrl-C: nothing is said of the hosts that is not known."""
+        _common.keep(self.folder, {"ok": False, "exit_code": 130, "run": run}, hosts=0, seconds=0)
+        _common.stderr().print("\nStopped watching. The run goes on where it has begun.")
+        _views.following([self._command("wait", run), self._command("status", run)], _common.stderr())
+        return ExitCode.INTERRUPTED
 
     def _end(self, played: _common.Played, found: Mapping[str, Any], run: str, code: ExitCode) -> int:
         """Show and keep how it ended: results where there are some, else the state."""
@@ -194,9 +205,11 @@ class Session:
         read = [results.read(folder) for folder in folders]
         tasks = [task.result for one in read for task in one.tasks]
         states = {str(one["state"]) for one in found.values()}
-        whole = all(one.info.complete for one in read) and not states & {"failed", "stalled", "refused"}
-        if code is ExitCode.DONE and not whole:
+        incomplete = any(not one.info.complete for one in read) and not states & {"running", "starting", "checking"}
+        if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "refused"}):
             code = ExitCode.ERROR
+        if code is ExitCode.UNREACHABLE and tasks and not incomplete:
+            code = ExitCode.DONE  # others have asked what a lost host had not
         data = {
             "ok": code is ExitCode.DONE,
             "exit_code": int(code),
@@ -213,7 +226,7 @@ class Session:
             for host, text in played.state.diffs:
                 _common.stdout().print(f"--- {host}\n{text}", markup=False, soft_wrap=True)
             if tasks:
-                view.show_results(tasks)
+                _common.stdout().print(_evaluate_runs.scores(tasks))
             else:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from sglang_ops.commands import _common, _views
 from sglang_ops.evaluation import results
 from sglang_ops.evaluation.tasks import Task
@@ -28,20 +26,6 @@ def summary(task: results.TaskResult) -> dict[str, Any]:
         "complete": task.complete,
         "run": task.run,
     }
-
-
-def show_results(found: Sequence[results.TaskResult]) -> None:
-    table = _views.grid(
-        "task", "metric", "score", "95 % interval", "items", "failed", "empty", "reasoning only", "time", ""
-    )
-    for task in found:
-        interval = f"{task.interval[0]:.3f} – {task.interval[1]:.3f}" if task.interval else "-"
-        score = "-" if task.score is None else f"{task.score:.3f}"
-        table.add_row(
-            task.task, task.primary, score, interval, str(task.items), str(task.failed), str(task.empty),
-            str(task.reasoning_only), f"{task.timings.seconds:.1f} s", escape(task.incomplete_because or ""),
-        )  # fmt: skip
-    _common.stdout().print(table)
 
 
 def show_runs(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -202,6 +202,23 @@ def status(result: Status) -> Table:
     return table
 
 
+def gateways(result: Status) -> Table:
+    """One line for each server behind each gateway."""
+    table = grid("gateway", "on", "endpoint", "server", "state", "load")
+    for gateway in result.gateways:
+        first = [str(gateway["service"]), str(gateway["host"]), str(gateway.get("endpoint") or "-")]
+        if gateway["workers"] is None:
+            table.add_row(*first, "-", Text("does not answer", style="bold red"), "-")
+        for row in gateway["workers"] or [{"url": "-", "state": "in", "healthy": False}]:
+            well = row["healthy"] and row["state"] == "in"
+            word = _WORKER.get(row["state"]) or ("healthy" if well else "not healthy")
+            style = "green" if well else "yellow"
+            table.add_row(*first, str(row["url"]), Text(word, style=style), _number(row.get("load")))
+            first = ["", "", ""]
+    return table
+
+
+_WORKER = {"out": "out, being rolled", "drained": "drained", "lost": "not registered"}
 def drift(console: Console, result: Status, target: Target) -> None:
     """What is not as the last deploy left it, or not as on the other hosts."""
     for item in result.drift:
@@ -213,6 +230,8 @@ def drift(console: Console, result: Status, target: Target) -> None:
 
 
 def _state(service: Any) -> Text:
+    if service.get("drained"):
+        return Text("drained" if service.get("healthy") else "drained, not healthy", style="yellow")
     if service.get("healthy"):
         return Text("healthy", style="green")
     state = str(service.get("state") or "unknown")

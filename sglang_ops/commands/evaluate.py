@@ -53,7 +53,7 @@ Directory = Annotated[
     Path | None,
     typer.Option(
         "--output-dir", metavar="DIR", show_default=False,
-        help="Where results are brought. Default: execution.output_dir of the file, else ./evaluation_results.",
+        help="Where results are brought. Default: execution.output_dir of the file, else ./results.",
     ),
 ]  # fmt: skip
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")]

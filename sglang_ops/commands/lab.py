@@ -37,12 +37,15 @@ def up(
     server: Annotated[
         Literal["real", "simulator"], typer.Option(help="The real SGLang, on the CPU, or a stand-in for tests.")
     ] = "real",
+    gateway: Annotated[
+        bool, typer.Option("--gateway", help="Also a host NAME-gw without GPUs, with SGLang's router to run there.")
+    ] = False,
 ) -> None:
     """Bring up a lab and print the path of its inventory. Needs root."""
     from sglang_ops.lab import lifecycle
     from sglang_ops.lab.settings import Shape
 
-    shape = Shape(name=name, hosts=hosts, gpus=gpus, engine=engine, os=system, server=server)
+    shape = Shape(name=name, hosts=hosts, gpus=gpus, engine=engine, os=system, server=server, gateway=gateway)
     if lifecycle.is_up(shape):
         _say(f"lab {name} is already up: {shape}")
     else:

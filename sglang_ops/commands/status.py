@@ -46,6 +46,9 @@ def status(
         elif result.services or result.failures:
             if result.services:
                 _common.stdout().print(_views.status(result))
+            if result.gateways:
+                _common.stdout().print()
+                _common.stdout().print(_views.gateways(result))
                 _views.drift(_common.stderr(), result, target)
             _views.failures(_common.stderr(), result.failures, folder, target, _common.again(context))
         elif not played.interrupted:

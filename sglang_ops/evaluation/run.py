@@ -21,7 +21,7 @@ from sglang_ops.spec.model import is_secret
 from sglang_ops.spec.values import EnvValue
 
 MOST_CARRIED = 16 * 1024 * 1024  # bytes of data that travel with a run; more is put on the hosts beforehand
-DEFAULT_DIRECTORY = "evaluation_results"
+DEFAULT_DIRECTORY = "results"
 _NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}\Z")
 _SLUG = re.compile(r"^[A-Za-z0-9][\w.-]{0,80}\Z")
 
@@ -99,6 +99,7 @@ def work(
     job = {
         "run": run,
         "deployment": deployment.service_name,
+        "model": deployment.served_model_name,
         "tasks": items,
         "repeat_on_hosts": repeat_on_hosts,
         "offline": all(task.dataset_dir for task in wanted),

@@ -20,6 +20,7 @@ from sglang_ops.lab import (
     network,
     power,
     processes,
+    questions,
     requirements,
     ssh,
     tree,
@@ -37,7 +38,7 @@ def build(lab: Folder, shape: Shape, *, log: Log) -> None:
     """
     with _marking_children(lab):
         plan = _provide(lab, shape, log=log)
-        log(f"making {shape.hosts} hosts in {plan.subnet}")
+        log(f"making {shape.machines} hosts in {plan.subnet}")
         lab.logs.mkdir()
         lab.disk.mkdir()
         disk.make(lab.disk_image)
@@ -46,6 +47,7 @@ def build(lab: Folder, shape: Shape, *, log: Log) -> None:
         power.wait_for_services(lab, plan)
         power.wait_for_hosts(lab, plan.hosts, log=log)
     write(lab.deployment, inventory.deployment(plan))
+    questions.write(lab.root)
     write(lab.inventory, inventory.inventory(lab, plan))  # last: its presence says that the lab is complete
 
 
@@ -65,7 +67,7 @@ def _provide(lab: Folder, shape: Shape, *, log: Log) -> Plan:
     requirements.install_packages(log)
     with ThreadPoolExecutor() as pool:  # both wait for the network most of the time
         host_tree = pool.submit(tree.ensure, shape.os, cache, log=log)
-        registry = images.ensure_registry(shape.server, cache, log)
+        registry = images.ensure_registry(shape.server, cache, log, gateway=shape.gateway)
         models = model.ensure_model(cache)
 
     with locked(state_root()):
@@ -79,7 +81,7 @@ def _provide(lab: Folder, shape: Shape, *, log: Log) -> Plan:
             models=str(models),
         )
         write(lab.plan, plan.to_json())
-        network.raise_settings(sum(plan.shape.hosts for plan in _plans()), _settings_record())
+        network.raise_settings(sum(plan.shape.machines for plan in _plans()), _settings_record())
     return plan
 
 

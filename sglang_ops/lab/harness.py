@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from sglang_ops.errors import OpsError
+from sglang_ops.lab import questions
 from sglang_ops.lab.images import build, layers, oci, recipes, wheels
 from sglang_ops.lab.images.layers import LayerRecipe
 from sglang_ops.lab.locks import locked
@@ -96,8 +97,13 @@ def _harness() -> LayerRecipe:
             wheels.fetch([pin for pin in pins if pin not in built], downloads)
             _build(built, downloads)
             wheels.unpack(downloads, tree / recipes.SITE, without=_WITHOUT)
+        for name, text in questions.SENTENCES.items():
+            path = tree / questions.IN_IMAGE.lstrip("/") / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
-    return LayerRecipe("harness", [pins, _WITHOUT, _IMPORTS], fill, _IMPORTS)
+    inputs = [pins, _WITHOUT, _IMPORTS, questions.IN_IMAGE, questions.SENTENCES]
+    return LayerRecipe("harness", inputs, fill, _IMPORTS)
 
 
 def _build(pins: list[str], target: Path) -> None:

@@ -42,7 +42,7 @@ def prepare(folder: Folder, plan: Plan, host: Host, *, resolv_conf: str) -> None
         for path in (f"home/{user}", f"home/{user}/.ssh", f"home/{user}/.ssh/authorized_keys"):
             os.chown(upper / path, uid, uid)
 
-    if plan.shape.gpus:
+    if host.gpus:
         _put(upper, gpus.SMI, gpus.smi(), mode=0o755)
 
 
@@ -88,10 +88,10 @@ def _texts(plan: Plan, host: Host) -> dict[str, str]:
             "LinkLocalAddressing=no\nIPv6AcceptRA=no\n"
         ),
     }
-    if plan.shape.gpus:
-        texts[gpus.CDI_SPEC] = gpus.cdi_spec(plan.shape.gpus)
-        texts[gpus.ANSWERS] = gpus.answers(host.name, plan.shape.gpus)
-        texts["/etc/tmpfiles.d/lab-gpus.conf"] = gpus.device_nodes(plan.shape.gpus)
+    if host.gpus:
+        texts[gpus.CDI_SPEC] = gpus.cdi_spec(host.gpus)
+        texts[gpus.ANSWERS] = gpus.answers(host.name, host.gpus)
+        texts["/etc/tmpfiles.d/lab-gpus.conf"] = gpus.device_nodes(host.gpus)
     return texts
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sglang_ops.lab import harness, ssh
+from sglang_ops.lab import harness, questions, ssh
 from sglang_ops.lab.images import recipes
 from sglang_ops.lab.model import OPEN_MODEL
 from sglang_ops.lab.settings import USER, Folder, Plan
@@ -25,7 +25,7 @@ _IMAGES = {
 
 def inventory(folder: Folder, plan: Plan) -> str:
     """The text of STATE/inventory.yml: ordinary YAML for any Ansible command."""
-    content = {
+    content: dict[str, Any] = {
         "all": {
             "hosts": {host.name: {"ansible_host": host.address} for host in plan.hosts},
             "vars": {
@@ -41,6 +41,9 @@ def inventory(folder: Folder, plan: Plan) -> str:
             },
         }
     }
+    if plan.gateway_host:
+        content["servers"] = {"hosts": {host.name: {} for host in plan.servers}}
+        content["gateways"] = {"hosts": {plan.gateway_host.name: {}}}
     return _yaml(content, f"Lab {plan.shape.name}: {plan.shape}.")
 
 
@@ -56,7 +59,12 @@ def deployment(plan: Plan) -> str:
     }
     if plan.shape.server == "real":
         deployment["extra_args"] = _CPU_ARGUMENTS
-    return _yaml({"deployment": deployment}, f"A deployment that works on lab {plan.shape.name} as it is.")
+    if plan.gateway_host:
+        deployment["hosts"] = "servers"
+        image = f"{plan.registry_address}/{recipes.GATEWAY_REPOSITORY}:{recipes.GATEWAY_TAG}"
+        deployment["gateway"] = {"hosts": "gateways", "image": image}
+    content = {"deployment": deployment, "evaluation": questions.section()}
+    return _yaml(content, f"A deployment that works on lab {plan.shape.name} as it is.")
 
 
 def _yaml(content: dict[str, Any], title: str) -> str:

@@ -48,7 +48,7 @@ def intentions(shape: Shape) -> list[str]:
     lines += [
         "needs root for: process, mount and network namespaces, in which all of the lab lives; a virtual cable into",
         "  them; a masquerade rule, so that hosts reach package mirrors; control groups; and the kernel settings",
-        f"  {', '.join(network.needed_settings(shape.hosts))}",
+        f"  {', '.join(network.needed_settings(shape.machines))}",
         f"`sglang-ops lab down{_name_option(shape.name)}` takes all of that back",
     ]
     return lines
@@ -99,7 +99,7 @@ def is_up(shape: Shape) -> bool:
 def is_cached(shape: Shape) -> bool:
     """Whether everything that takes long was made by an earlier lab."""
     cache = cache_root()
-    return tree.is_cached(shape.os, cache) and images.is_cached(shape.server, cache)
+    return tree.is_cached(shape.os, cache) and images.is_cached(shape.server, cache, gateway=shape.gateway)
 
 
 def load(name: str) -> tuple[Folder, Plan]:

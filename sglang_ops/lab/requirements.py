@@ -96,7 +96,7 @@ def install_packages(log: Callable[[str], None]) -> None:
 
 
 def _check_memory(shape: Shape) -> None:
-    need = shape.hosts * _HOST_MEMORY[shape.server]
+    need = shape.hosts * _HOST_MEMORY[shape.server] + shape.gateway * _HOST_MEMORY["simulator"]
     have = _available_memory()
     if have < need:
         raise PreflightError(
@@ -111,7 +111,7 @@ def _check_memory(shape: Shape) -> None:
 def _check_disk(shape: Shape, state: Path, cache: Path, *, cold: bool) -> None:
     """State and cache may lie on two file systems, or share one and then its room."""
     needs = {
-        state: shape.hosts * _HOST_DISK[shape.server],
+        state: shape.hosts * _HOST_DISK[shape.server] + shape.gateway * _HOST_DISK["simulator"],
         cache: _CACHE_DISK[shape.server] if cold else 0.0,
     }
     by_device: dict[int, tuple[Path, float]] = {}

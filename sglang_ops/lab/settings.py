@@ -40,6 +40,7 @@ class Shape:
     engine: str = "docker"
     os: str = "debian13"
     server: str = "real"
+    gateway: bool = False
 
     def __post_init__(self) -> None:
         """Raises UsageError for a shape that cannot be built."""
@@ -58,15 +59,22 @@ class Shape:
         return (
             f"{self.hosts} {self.os} hosts with {self.gpus} pretended GPUs each, "
             f"for {self.engine}, serving with the {self.server} server"
+            f"{', and a host for gateways' if self.gateway else ''}"
         )
+
+    @property
+    def machines(self) -> int:
+        """How many hosts are booted."""
+        return self.hosts + self.gateway
 
 
 @dataclass(frozen=True)
 class Host:
-    """One host of a lab."""
+    """One host of a lab; `gpus` is how many it pretends to have."""
 
     name: str
     address: str
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,10 +121,21 @@ class Plan:
 
     @property
     def hosts(self) -> tuple[Host, ...]:
+        return (*self.servers, self.gateway_host) if self.gateway_host else self.servers
+
+    @property
+    def servers(self) -> tuple[Host, ...]:
+        """The hosts that have GPUs."""
         return tuple(
-            Host(f"{self.shape.name}-{number}", f"{self.network}.{FIRST_HOST + number - 1}")
+            Host(f"{self.shape.name}-{number}", f"{self.network}.{FIRST_HOST + number - 1}", self.shape.gpus)
             for number in range(1, self.shape.hosts + 1)
         )
+
+    @property
+    def gateway_host(self) -> Host | None:
+        """A host without GPUs that gateways run on; None where the lab has none."""
+        address = f"{self.network}.{FIRST_HOST + self.shape.hosts}"
+        return Host(f"{self.shape.name}-gw", address) if self.shape.gateway else None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

@@ -4,6 +4,7 @@ Imports neither Ansible nor the command line, so that the dry run, the deploymen
 """
 
 from sglang_ops.planning.facts import HostFacts
+from sglang_ops.planning.gateway import WantedGateway, Worker, worker_url
 from sglang_ops.planning.plan import HostPlan, plan
 from sglang_ops.planning.questions import questions
 from sglang_ops.planning.service import ServicePlan
@@ -20,6 +21,9 @@ __all__ = [
     "Settings",
     "Step",
     "Wanted",
+    "WantedGateway",
+    "Worker",
     "plan",
     "questions",
+    "worker_url",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sglang_ops.planning.command import ModelSource, hub_cache
 from sglang_ops.planning.facts import HostFacts, Model
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.settings import Secrets, Settings
-from sglang_ops.spec import Deployment
+from sglang_ops.spec import EnvValue
 
 if TYPE_CHECKING:
     from sglang_ops.planning.draft import Draft
@@ -20,33 +20,35 @@ _ALIVE = ("active", "activating", "deactivating", "reloading")
 UNPACKED_PER_PULLED = 2.5
 
 
-def check_secrets(secrets: Secrets, facts: HostFacts) -> list[Problem]:
-    """Every reference leads somewhere."""
-    unset = "env_vars refers to host:{0}, but {0} is not set where sglang-ops runs. Export it."
-    absent = "env_vars refers to runtime:{0}, but /etc/sglang-ops/runtime.env on {1} does not set it. Add {0}=…"
-    garbled = "env_vars refers to host:{0}, whose value is not UTF-8. Set it anew where sglang-ops runs."
+def check_secrets(
+    secrets: Secrets, facts: HostFacts, given: Mapping[str, EnvValue], key: str = "env_vars"
+) -> list[Problem]:
+    """Every reference of `given`, which stands at `key` of the file, leads somewhere."""
+    unset = key + " refers to host:{0}, but {0} is not set where sglang-ops runs. Export it."
+    absent = key + " refers to runtime:{0}, but /etc/sglang-ops/runtime.env on {1} does not set it. Add {0}=…"
+    garbled = key + " refers to host:{0}, whose value is not UTF-8. Set it anew where sglang-ops runs."
     problems = [Problem("environment", unset.format(name)) for name in secrets.missing]
     problems += [Problem("environment", garbled.format(name)) for name in secrets.unreadable]
-    lacking = [name for name, mark in facts.runtime.items() if mark is None]
+    from_host = dict.fromkeys(value.value for value in given.values() if value.kind == "runtime")
+    lacking = [name for name in from_host if facts.runtime.get(name) is None]
     return problems + [Problem("environment", absent.format(name, facts.host)) for name in lacking]
 
 
-def check_port(deployment: Deployment, facts: HostFacts, now: HostFacts) -> list[Problem]:
-    """The port is free, or held by a service of ours that this plan moves or keeps.
+def check_port(name: str, port: int, key: str, facts: HostFacts, now: HostFacts) -> list[Problem]:
+    """The port of service `name`, set by `key`, is free, or held by a service of ours that this plan moves or keeps.
 
     `facts` has the services that stay or were placed already, `now` those that run at this moment.
     """
-    port = deployment.port
     for other in facts.services:
-        if other.name != deployment.service_name and other.port == port:
-            message = f"port {port} on {facts.host} belongs to {other.name}. Set deployment.port to a free one."
+        if other.name != name and other.port == port:
+            message = f"port {port} on {facts.host} belongs to {other.name}. Set {key} to a free one."
             return [Problem("port", message)]
     if any(service.port == port and service.state in _ALIVE for service in now.services):
         return []
     for listener in facts.listeners:
         if listener.port == port:
             who = f"{listener.process} (pid {listener.pid})" if listener.pid else "another process"
-            message = f"port {port} on {facts.host} is taken by {who}. Stop it, or set deployment.port to a free one."
+            message = f"port {port} on {facts.host} is taken by {who}. Stop it, or set {key} to a free one."
             return [Problem("port", message)]
     return []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sglang_ops.planning import devices
+from sglang_ops.planning import devices, nodes
 from sglang_ops.planning.arguments import Judged, judge
 from sglang_ops.planning.checks import check_model, check_port, check_secrets
 from sglang_ops.planning.command import ModelSource, arguments, hub_cache
@@ -64,8 +64,11 @@ def draft(wanted: Wanted, now: HostFacts, facts: HostFacts, settings: Settings) 
     fitting = fit(deployment, source, _files(model, source, facts), facts, now, _release(wanted, facts))
     deployment = fitting.deployment
     flags, device_problems = devices.flags(fitting.gpus, facts) if not fitting.problems else ((), [])
+    flags = (*flags, *nodes.flags(deployment, facts))
     problems += [*model_problems, *fitting.problems, *device_problems]
-    problems += check_secrets(wanted.secrets, facts) + check_port(deployment, facts, now) + check_model(source, model)
+    problems += check_secrets(wanted.secrets, facts, deployment.env_vars) + check_model(source, model)
+    problems += check_port(wanted.name, deployment.port, "deployment.port", facts, now)
+    problems += nodes.check(deployment, facts, now)
     open_questions = [f"{text} The image is asked before anything stops." for text in doubts if unsure]
     warnings = (*judged.warnings, *open_questions, *_warnings(deployment, source), *fitting.warnings)
     settled = replace(wanted, deployment=deployment)

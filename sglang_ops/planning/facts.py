@@ -103,6 +103,9 @@ class Service(_Fact):
     unit: str | None = None
     state: str = "inactive"
     probe: Probe = Probe()
+    # Of a gateway: the servers that it lists (None while it does not answer), and those it has been told of.
+    workers: tuple[dict[str, Any], ...] | None = None
+    members: dict[str, str] = {}
     rollout: dict[str, Any] | None = None
 
     @property
@@ -121,7 +124,9 @@ class Service(_Fact):
 class HostFacts(_Fact):
     """Everything planning needs to know of one host. `topology` is what `nvidia-smi topo -m` says, if it was asked.
 
-    `loaded` has images by digest, by the tag under which they came from files: the tags whose registry did not answer.
+    `drained` is set while an operator has taken the host out of its gateways. `interface` leads to the other hosts of
+    its group, where a deployment spreads over several. `loaded` has images by digest, by the tag under which they came
+    from files: the tags whose registry did not answer.
     `kernels` are the directories below the cache of compiled kernels that hold any, `machine` the mark of the processor
     that they were compiled for.
     """
@@ -144,6 +149,9 @@ class HostFacts(_Fact):
     runtime: dict[str, str | None] = {}
     machine: str = ""
     kernels: tuple[str, ...] = ()
+    drained: bool = False
+    interface: str = ""
+    infiniband: bool = False
 
     def service(self, name: str) -> Service | None:
         return next((service for service in self.services if service.name == name), None)

@@ -58,7 +58,7 @@ def fit(
     except ValueError as error:
         return Fit(deployment, problems=(Problem("arguments", f"{error} Give it a number."),))
     chosen, problems = gpus.choose(settled, facts, now)
-    problems += constraints(model.architecture, server_argv(settled, source))
+    problems += constraints(model.architecture, server_argv(settled, source), nodes=settled.nodes)
     context = sizes.context_length or (model.architecture.context_length if model.architecture else None)
     advice = [f"{settled.service_name}: {text}" for text in gpus.advice(chosen, settled, facts, now)]
     made = Fit(settled, chosen, None, context, tuple(problems), tuple(advice))

@@ -9,12 +9,13 @@ from typing import Any
 from sglang_ops.planning.checks import check_disks, check_engine
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.draft import Draft, draft
-from sglang_ops.planning.facts import HostFacts
+from sglang_ops.planning.facts import HostFacts, Service
+from sglang_ops.planning.gateway import WantedGateway, gateway_plan, problems_of, worker_url
 from sglang_ops.planning.kernels import compiled, lacking
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.questions import repository
 from sglang_ops.planning.service import ServicePlan, resolve, service_plan
-from sglang_ops.planning.settings import Settings
+from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.planning.steps import Step, steps, why
 from sglang_ops.planning.wanted import Wanted, around, in_order
 
@@ -48,27 +49,36 @@ class HostPlan:
         return asdict(self)
 
 
-def plan(wanted: Sequence[Wanted], facts: HostFacts, settings: Settings) -> HostPlan:
+def plan(
+    wanted: Sequence[Wanted], facts: HostFacts, settings: Settings, gateways: Sequence[WantedGateway] = ()
+) -> HostPlan:
     """The plan for one host. Never raises for what a user can get wrong: that is in `errors`."""
-    if not wanted:  # no deployment is meant for this host
+    if not wanted and not gateways:  # no deployment is meant for this host
         return HostPlan(facts.host, engine=settings.container_engine)
-    ordered = drafts(wanted, facts, settings)
+    fronts = [item.as_service() for item in gateways]
+    ordered = drafts(wanted, facts, settings, fronts)
     problems = [problem for made in ordered for problem in made.problems]
     problems += check_engine(facts) + check_disks(ordered, facts, settings)
+    placed = [made.as_service() for made in ordered]
+    problems += problems_of(gateways, facts, placed)
     warnings = tuple(dict.fromkeys(text for made in ordered for text in made.warnings))
     if problems:
         undecided = any(made.problems and made.model and made.model.out_of_reach for made in ordered)
         errors = tuple(dict.fromkeys(problems))
         return HostPlan(facts.host, errors, warnings, engine=settings.container_engine, undecided=undecided)
-    services = tuple(_service(made, facts, settings) for made in ordered)
+    services = tuple(
+        [_explained(gateway_plan(item, facts, settings), facts) for item in gateways]
+        + [_service(made, facts, settings) for made in ordered]
+    )
+    images = [item.image for item in gateways] + [made.wanted.image for made in ordered]
     return HostPlan(
         host=facts.host,
         warnings=warnings,
-        steps=steps(facts, ordered, services),
+        steps=steps(facts, ordered, services, images),
         engine=settings.container_engine,
         wants_cdi=bool(wanted),
         asks=tuple(dict.fromkeys(made.wanted.image.digest_ref for made in ordered if made.asks)),
-        images=_images(ordered, facts),
+        images=_images(images, facts),
         models=_models(ordered, settings),
         holds=_holds(ordered, settings),
         kernels=lacking(services, facts, settings),
@@ -77,28 +87,39 @@ def plan(wanted: Sequence[Wanted], facts: HostFacts, settings: Settings) -> Host
     )
 
 
-def drafts(wanted: Sequence[Wanted], facts: HostFacts, settings: Settings) -> list[Draft]:
-    """Every service decided, each around those decided before it; in the order of `wanted`."""
+def drafts(
+    wanted: Sequence[Wanted], facts: HostFacts, settings: Settings, there: Sequence[Service] = ()
+) -> list[Draft]:
+    """Every service decided, each around `there` and those decided before it; in the order of `wanted`."""
     made: dict[str, Draft] = {}
     for item in in_order(wanted, facts):
-        placed = [earlier.as_service() for earlier in made.values()]
+        placed = [*there, *(earlier.as_service() for earlier in made.values())]
         made[item.name] = draft(item, facts, around(facts, wanted, placed), settings)
     return [made[item.name] for item in wanted]
 
 
 def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
     service = service_plan(resolve(made, facts, settings), facts)
+    in_front = made.deployment.gateway
+    hosts = made.wanted.gateways if in_front and not facts.drained else ()
+    url = worker_url(made.deployment, facts.address)
+    entries = tuple({"host": host, "service": in_front.service_name, "url": url} for host in hosts if in_front)
+    return _explained(replace(service, gateways=entries), facts)
+
+
+def _explained(service: ServicePlan, facts: HostFacts) -> ServicePlan:
     deployed = facts.service(service.name)
     return replace(
         service,
         why=why(deployed, service),
         deployed_unit=deployed.unit if deployed else None,
         deployed_release=deployed.release if deployed else None,
+        deployed_stable=deployed.stable if deployed else None,
     )
 
 
-def _images(drafts: Sequence[Draft], facts: HostFacts) -> tuple[dict[str, Any], ...]:
-    missing = {made.wanted.image.digest_ref: made.wanted.image for made in drafts}
+def _images(wanted: Sequence[ResolvedImage], facts: HostFacts) -> tuple[dict[str, Any], ...]:
+    missing = {image.digest_ref: image for image in wanted}
     return tuple(
         {"ref": image.ref, "digest_ref": ref, "size_bytes": image.size_bytes}
         for ref, image in missing.items()

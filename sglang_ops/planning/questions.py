@@ -6,17 +6,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sglang_ops.catalog import releases
+from sglang_ops.planning import nodes
 from sglang_ops.planning.command import arguments, hub_cache, option
 from sglang_ops.planning.settings import ResolvedImage, Settings
-from sglang_ops.spec import Deployment
+from sglang_ops.spec import Deployment, Gateway
 
 
 def questions(
-    deployments: Sequence[Deployment], settings: Settings, images: Sequence[ResolvedImage]
+    deployments: Sequence[Deployment],
+    settings: Settings,
+    images: Sequence[ResolvedImage],
+    gateways: Sequence[Gateway] = (),
 ) -> dict[str, Any]:
     """Parameters of the module `sglang_facts`."""
     hubs = [hub_cache(deployment, settings) for deployment in deployments]
-    environments = [deployment.env_vars for deployment in deployments]
+    environments = [item.env_vars for item in deployments] + [item.env_vars for item in gateways]
+    ports = [port for item in deployments for port in _ports(item)]
+    ports += [port for item in gateways for port in (item.port, item.prometheus_port)]
     checkpoints = [deployment.checkpoint_path for deployment in deployments if deployment.checkpoint_path]
     return {
         "engine": settings.container_engine,
@@ -27,13 +33,17 @@ def questions(
         "arguments_of": _unique(image.digest_ref for image in images if image.release not in releases()),
         "models": [_model(deployment, settings) for deployment in with_repository(deployments)],
         "checkpoints": _unique(checkpoints),
-        "ports": _unique(deployment.port for deployment in deployments),
+        "ports": _unique(ports),
         "disks": _unique(hubs),
         "jit_cache": settings.jit_cache if deployments else "",
         "runtime": _unique(
             value.value for variables in environments for value in variables.values() if value.kind == "runtime"
         ),
     }
+
+
+def _ports(deployment: Deployment) -> list[int]:
+    return [deployment.port, *([nodes.meeting_port(deployment)] if deployment.nodes > 1 else [])]
 
 
 def with_repository(deployments: Sequence[Deployment]) -> list[Deployment]:

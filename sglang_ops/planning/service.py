@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from sglang_ops.planning import topology
+from sglang_ops.planning import nodes, topology
 from sglang_ops.planning.command import (
     ModelSource,
     Mount,
@@ -39,7 +39,8 @@ class ServicePlan:
     """One service as it shall be. `content` makes the release; `gate` tells how to ask whether it serves.
 
     `link` is the worst link among the GPUs (NV18, PIX, … SYS), "" where there is none or it is not known; `jit` the
-    host's directory of compiled kernels.
+    host's directory of compiled kernels. `gateways` are those in front of a server: their host, their service, and the
+    URL by which they know the server. A gateway's `files` lie beside its unit, and `members` are the servers behind it.
     """
 
     name: str
@@ -59,11 +60,15 @@ class ServicePlan:
     directories: tuple[str, ...] = ()
     jit: str = ""
     secrets: tuple[str, ...] = ()
+    kind: Literal["server", "gateway"] = "server"
+    gateways: tuple[dict[str, str], ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    members: dict[str, list[str]] | None = None
     memory: dict[str, Any] | None = None
     why: str = ""
     deployed_unit: str | None = None
     deployed_release: str | None = None
-    gateways: tuple[dict[str, Any], ...] = ()
+    deployed_stable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
     unit = resolved.unit(release)
     action, healthy = _action(facts.service(deployment.service_name), release, unit)
     bound = option(arguments(deployment), "--host")
-    address = facts.address if bound in EVERYWHERE else bound
+    address = nodes.leader(deployment) or (facts.address if bound in EVERYWHERE else bound)
     return ServicePlan(
         name=deployment.service_name,
         release=release,
@@ -202,7 +207,8 @@ def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, 
         return "start", False
     if deployed.release != release or deployed.unit != unit:
         return "restart", False
-    return ("none", True) if deployed.probe.ok else ("check", False)
+    proven = deployed.stable == release  # else a run ended between its start and the end of its soak
+    return ("none" if proven and deployed.probe.ok else "check"), deployed.probe.ok
 
 
 def _outage(action: Action, settings: Settings, deployed: Service | None) -> str:
@@ -226,4 +232,5 @@ def _gate(deployment: Deployment, settings: Settings, release: str) -> dict[str,
         "endpoints": deployment.endpoints.model_dump(),
         "start_timeout": settings.start_timeout,
         "soak": settings.soak,
+        **({"rank": nodes.rank_of(deployment)} if deployment.nodes > 1 else {}),
     }

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sglang_ops.spec import Deployment
+from sglang_ops.spec import Deployment, Gateway
 from sglang_ops.spec.model import is_secret
 
 
@@ -62,7 +62,7 @@ class Secrets:
     unreadable: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, deployment: Deployment, environment: Mapping[str, str]) -> Secrets:
+    def of(cls, deployment: Deployment | Gateway, environment: Mapping[str, str]) -> Secrets:
         """Read the secrets of `deployment` from the operator's environment."""
         values: dict[str, str] = {}
         missing: list[str] = []

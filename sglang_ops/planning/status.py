@@ -11,6 +11,29 @@ def status(facts: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any
     return [_row(service, facts) for service in facts["services"] if not names or service["name"] in names]
 
 
+_LOST = {"in": "lost"}  # a member that the router does not list
+
+
+def gateways(facts: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The gateways of a host, each with the servers that it lists; None where its router does not answer."""
+    return [
+        {"service": item["name"], "endpoint": (item.get("record") or {}).get("endpoint"), "workers": _workers(item)}
+        for item in facts["services"]
+        if (not names or item["name"] in names) and (item.get("record") or {}).get("kind") == "gateway"
+    ]
+
+
+def _workers(gateway: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Servers that the router lists, and those that it was told to leave out."""
+    if gateway.get("workers") is None:
+        return None
+    known = gateway.get("members") or {}
+    listed = [{**worker, "state": "in"} for worker in gateway["workers"]]
+    urls = {worker["url"] for worker in listed}
+    out = [{"url": url, "healthy": False, "load": None, "state": state} for url, state in known.items()]
+    return listed + [{**row, "state": _LOST.get(row["state"], row["state"])} for row in out if row["url"] not in urls]
+
+
 def _row(service: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     record = service.get("record") or {}
     gpus = record.get("gpus", [])
@@ -36,6 +59,7 @@ def _row(service: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]
         "queued": service.get("queued"),
         "tokens_per_second": service.get("tokens_per_second"),
         "gpu_memory": memory,
+        "drained": bool(facts.get("drained")) and record.get("kind") != "gateway",
         "detail": _detail(service, probe),
         "changed_by_hand": _by_hand(service),
         "rollout": _rollout(service.get("rollout")),

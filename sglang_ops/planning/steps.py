@@ -10,30 +10,43 @@ from sglang_ops.planning.draft import Draft
 from sglang_ops.planning.facts import HostFacts, Service
 from sglang_ops.planning.release import differences, short
 from sglang_ops.planning.service import ServicePlan
+from sglang_ops.planning.settings import ResolvedImage
 
 
 @dataclass(frozen=True)
 class Step:
     """One thing that will be done, and why; `step` is the word that progress and tests use."""
 
-    step: Literal["engine", "image", "model", "start", "restart", "check"]
+    step: Literal["engine", "image", "model", "start", "restart", "check", "join"]
     subject: str
     why: str
 
 
-def steps(facts: HostFacts, drafts: Sequence[Draft], services: Sequence[ServicePlan]) -> tuple[Step, ...]:
+def steps(
+    facts: HostFacts, drafts: Sequence[Draft], services: Sequence[ServicePlan], images: Sequence[ResolvedImage]
+) -> tuple[Step, ...]:
     """In the order in which they are done."""
     everything = [
         *(Step("engine", facts.engine.name, reason) for reason in facts.engine.pending),
-        *_images(facts, drafts),
+        *_images(facts, images),
         *_models(drafts),
         *(Step(service.action, service.name, service.why) for service in services if service.action != "none"),
+        *_members(services),
     ]
     return tuple(dict.fromkeys(everything))
 
 
-def _images(facts: HostFacts, drafts: Sequence[Draft]) -> Iterator[Step]:
-    for image in (draft.wanted.image for draft in drafts):
+def _members(services: Sequence[ServicePlan]) -> Iterator[Step]:
+    for service in services:
+        members = service.members or {}
+        said = [f"{url} is not registered" for url in members.get("join", ())]
+        said += [f"{url} is not in the inventory any more" for url in members.get("leave", ())]
+        if said and service.action in ("none", "check"):
+            yield Step("join", service.name, ", ".join(said))
+
+
+def _images(facts: HostFacts, images: Sequence[ResolvedImage]) -> Iterator[Step]:
+    for image in images:
         if not facts.images.get(image.digest_ref):
             size = f", {image.size_bytes / 1e6:.0f} MB" if image.size_bytes else ""
             yield Step("image", short(image.ref), f"{image.digest[:19]} is not on the host{size}")
@@ -58,6 +71,8 @@ def why(deployed: Service | None, service: ServicePlan) -> str:
         return "its unit file is gone" if deployed.unit is None else "its unit file was changed by hand"
     if service.action == "start":
         return f"the unit is {deployed.state}"
+    if deployed.probe.ok:
+        return "it has not been up for its soak time since it was started"
     failing = [layer for layer in deployed.probe.layers if not layer.get("ok")]
     layer = failing[0] if failing else {"name": "gate", "detail": "no answer"}
     return f"does not answer as it should ({layer['name']}: {layer['detail']})"

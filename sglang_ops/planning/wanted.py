@@ -12,11 +12,12 @@ from sglang_ops.spec import Deployment
 
 @dataclass(frozen=True)
 class Wanted:
-    """One deployment, the digest of its image, the values of its secrets."""
+    """One deployment, the digest of its image, the values of its secrets, the hosts of the gateways in front of it."""
 
     deployment: Deployment
     image: ResolvedImage
     secrets: Secrets = field(default_factory=Secrets)
+    gateways: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -37,6 +38,6 @@ def in_order(wanted: Sequence[Wanted], facts: HostFacts) -> list[Wanted]:
 
 def around(facts: HostFacts, wanted: Sequence[Wanted], placed: Sequence[Service]) -> HostFacts:
     """The host as the next service finds it: services of this plan count where they were put, not where they run."""
-    planned = {item.name for item in wanted}
+    planned = {item.name for item in wanted} | {service.name for service in placed}
     others = [service for service in facts.services if service.name not in planned]
     return facts.model_copy(update={"services": (*others, *placed)})

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import arguments, lifecycle
+from . import arguments, lifecycle, nodes
 from .model import ModelError, find_model
 from .server import Server
 from .settings import Settings, settings_of
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "for the 'model:adapter' syntax used in LoRA adapter specification. "
             f"Invalid value: '{given.served_model_name}'"
         )
+    nodes.meet(given, settings)
     lifecycle.load(given, model, settings)
     try:
         asyncio.run(Server(given, model, settings).run())

@@ -3,6 +3,7 @@
 from sglang_ops.spec.advice import deployment_warnings, warnings
 from sglang_ops.spec.cache import Cache, cache_of
 from sglang_ops.spec.file import DeploymentFile, check_names
+from sglang_ops.spec.gateway import Gateway
 from sglang_ops.spec.launcher import Evaluation, Execution, Task
 from sglang_ops.spec.load import check, find_deployment_file, load, load_mapping
 from sglang_ops.spec.model import Deployment, Endpoints, EnvValue, Mount
@@ -19,6 +20,7 @@ __all__ = [
     "EnvValue",
     "Evaluation",
     "Execution",
+    "Gateway",
     "Mount",
     "Rollout",
     "SpecErrors",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
+from sglang_ops.spec.gateway import Gateway
 from sglang_ops.spec.launcher import Evaluation, Execution, Export, Target
 from sglang_ops.spec.model import Deployment, slug
 from sglang_ops.spec.problems import SpecErrors, SpecProblem
@@ -43,6 +44,9 @@ class DeploymentFile(Section):
     several: Annotated[dict[str, Deployment], BeforeValidator(_named)] | None = Field(
         None, alias="deployments", min_length=1, description="Several models by name, instead of `deployment`."
     )
+    gateway: Gateway | None = Field(
+        None, description="Beside a single `deployment`: its gateway, as deployment.gateway says it."
+    )
     rollout: Rollout = subsection(Rollout, "How a change goes from host to host, and when it stops.")
     execution: Execution = subsection(Execution, "How and where the launcher runs things.")
     evaluation: Annotated[Evaluation, BeforeValidator(lambda raw: {} if raw == [] else raw)] = subsection(
@@ -65,21 +69,26 @@ class DeploymentFile(Section):
     @property
     def deployment(self) -> Deployment:
         """The deployment of a file with one. Raises SpecErrors for a file with several."""
-        if len(self.services) > 1:
+        if len(self._written) > 1:
             problem = SpecProblem("deployments", None, f"names {self.names}, and one is needed.")
             raise SpecErrors("the deployment file", [problem])
-        return self.services[0]
+        return self._complete(self._written[0])
 
     @cached_property
     def services(self) -> tuple[Deployment, ...]:
         """Every deployment with what it inherits: mounts, environment (top level, execution, own; last wins)."""
-        wanted = [self.single] if self.single else list((self.several or {}).values())
-        return tuple(self._complete(deployment) for deployment in wanted)
+        return tuple(replica for deployment in self._written for replica in self._complete(deployment).replicas)
+
+    @property
+    def _written(self) -> list[Deployment]:
+        return [self.single] if self.single else list((self.several or {}).values())
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Where in the file each of `services` stands."""
-        return ("deployment",) if self.single else tuple(f"deployments.{key}" for key in self.several or {})
+        keys = ["deployment"] if self.single else [f"deployments.{key}" for key in self.several or {}]
+        counts = [len(self._complete(deployment).replicas) for deployment in self._written]
+        return tuple(key for key, count in zip(keys, counts, strict=True) for _ in range(count))
 
     @property
     def names(self) -> str:
@@ -91,11 +100,20 @@ class DeploymentFile(Section):
         own = {mount.source: mount for mount in deployment.mounts}
         mounts = {mount.source: mount for mount in self.execution.mounts.deployment} | own
         return deployment.model_copy(
-            update={"env_vars": inherited | deployment.env_vars, "mounts": tuple(mounts.values())}
+            update={
+                "env_vars": inherited | deployment.env_vars,
+                "mounts": tuple(mounts.values()),
+                "gateway": deployment.gateway or self.gateway,
+            }
         )
 
     def conflicts(self) -> Iterator[SpecProblem]:
         """What is wrong between keys that are right each for itself."""
+        if self.gateway and self.single is None:
+            fix = "Move it into the deployment that it is for."
+            yield SpecProblem("gateway", None, "stands beside several deployments.", fix)
+        if self.gateway and self.single and self.single.gateway:
+            yield SpecProblem("gateway", None, "is there twice.", "Remove it here, or in `deployment`.")
         owners: dict[str, str] = {}
         for key, deployment in zip(self.paths, self.services, strict=True):
             first = owners.setdefault(deployment.service_name, key)

@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sglang_ops.spec.gateway import Gateway
 from sglang_ops.spec.section import Section, no_effect, subsection
 from sglang_ops.spec.values import (
+    RESERVED,
     Arguments,
     Command,
     EnvValue,
@@ -26,20 +28,19 @@ from sglang_ops.spec.values import (
     SizeOrAuto,
     Truth,
     carried,
+    is_image,
     is_path,
+    is_pattern,
     is_secret,
+    is_unit_name,
+    reserved,
+    slug,
 )
 
 __all__ = ["OWNED_FLAGS", "Deployment", "Endpoints", "EnvValue", "Mount", "is_secret", "slug"]
 
 # huggingface_hub's rule for repository ids (validate_repo_id): one optional namespace, 96 characters at most.
 _REPO = re.compile(r"^(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?\Z", re.ASCII)
-# distribution reference grammar: host[:port]/path[:tag][@sha256:...]
-_IMAGE = re.compile(
-    r"^(?:[a-zA-Z0-9][a-zA-Z0-9.-]*(?::\d{1,5})?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
-    r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?\Z",
-    re.ASCII,
-)
 
 _ABSOLUTE: dict[str, Any] = {"pattern": "^/"}  # what editors are told; the validators below know more
 
@@ -57,19 +58,11 @@ OWNED_FLAGS = {
     "--data-parallel-size": "data_parallel_size",
     "--pp-size": "pipeline_parallel_size",
     "--pipeline-parallel-size": "pipeline_parallel_size",
+    "--nnodes": "nodes",
+    "--node-rank": "nodes",
+    "--dist-init-addr": "nodes",
+    "--nccl-init-addr": "nodes",
 }
-
-
-RESERVED = "ops-"  # units of this tool itself are called sglang-ops-…
-
-
-def slug(text: str) -> str:
-    """`text` as the name of a unit: lower-case letters, digits and '-', 48 at most; "" where nothing is left."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
-
-
-def _reserved(name: str) -> str:
-    return f"'{name}' would make the unit sglang-{name}; names that begin with '{RESERVED}' are this tool's own."
 
 
 class Endpoints(Section):
@@ -126,7 +119,12 @@ class Deployment(Section):
         1, description="GPUs that share one copy of the model; auto takes the fewest that hold it."
     )
     pipeline_parallel_size: Size = Field(1, description="Stages that the model is cut into.")
-    data_parallel_size: Size = Field(1, description="Copies of the model inside one server.")
+    data_parallel_size: Size = Field(
+        1, description="Copies of the model: inside one server, or behind a gateway as that many servers on each host."
+    )
+    nodes: Size = Field(
+        1, description="Hosts that one copy of the model is spread over, by SGLang's own distributed mode."
+    )
     share_gpus: Truth = Field(False, description="Let this service use GPUs that other services use as well.")
     extra_args: Arguments = Field((), description="Further arguments of SGLang: shell-quoted text, or a list.")
     env_vars: EnvVars = Field(
@@ -141,6 +139,7 @@ class Deployment(Section):
         None, description="The whole command instead of the one made from the other keys: shell text, or a list."
     )
     mounts: Mounts = Field((), description="Further mounts, host path: container path, with :ro where it is read only.")
+    gateway: Gateway | None = Field(None, description="SGLang's router in front of the servers, on hosts of its own.")
     lepton_config: Any = no_effect("The launcher's settings for Lepton.")
     multiple_instances: Any = no_effect("The launcher's switch for several servers per Slurm job.")
     haproxy_port: Any = no_effect("Port of the launcher's proxy.")
@@ -159,26 +158,17 @@ class Deployment(Section):
     @field_validator("name")
     @classmethod
     def _unit_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"^[a-z0-9][a-z0-9-]{0,47}\Z", value):
-            fix = f"Write '{slug(value)}'." if slug(value) else None
-            raise Mistake(f"'{value}' must be lower-case letters, digits and '-', 48 at most.", fix=fix)
-        if value is not None and value.startswith(RESERVED):
-            raise Mistake(_reserved(value), fix=f"Write '{value.removeprefix(RESERVED) or 'model'}'.")
-        return value
+        return value if value is None else is_unit_name(value)
 
     @field_validator("hosts")
     @classmethod
     def _pattern(cls, value: str) -> str:
-        if not value.strip() or not value.isprintable():
-            raise Mistake(f"{value!r} is not a pattern of hosts like 'gpu_large' or 'gpu:!old'.")
-        return value
+        return is_pattern(value)
 
     @field_validator("image")
     @classmethod
     def _image_reference(cls, value: str) -> str:
-        if not _IMAGE.match(value):
-            raise Mistake(f"'{value}' is not an image reference like 'lmsysorg/sglang:v0.5.23'.")
-        return value
+        return is_image(value, "lmsysorg/sglang:v0.5.23")
 
     @field_validator("hf_model_handle")
     @classmethod
@@ -224,16 +214,86 @@ class Deployment(Section):
     def _has_a_name_of_its_own(self) -> Deployment:
         derived = slug(self.served_model_name)
         if self.name is None and derived.startswith(RESERVED):
-            raise Mistake(_reserved(derived), fix="Set name to what the unit shall be called, without 'sglang-'.")
+            raise Mistake(reserved(derived), fix="Set name to what the unit shall be called, without 'sglang-'.")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_fit(self) -> Deployment:
+        last = self.port + self.data_parallel_size - 1
+        if self.gateway and last > 65535:
+            message = f"port {self.port} and data_parallel_size {self.data_parallel_size} make ports up to {last}"
+            raise Mistake(f"{message}, and the last port is 65535.", fix="Choose a lower port.")
+        if self.gateway and self.data_parallel_size > 1 and self.command is not None:
+            message = "gives every replica the same port, and each needs its own"
+            raise Mistake(f"`command` {message}.", fix="Set data_parallel_size to 1.")
+        named = self.env_vars.get("CUDA_VISIBLE_DEVICES")
+        count = len(named.value.split(",")) if named else 0
+        if self.gateway and count % self.data_parallel_size:
+            message = f"CUDA_VISIBLE_DEVICES names {count} GPUs, which {self.data_parallel_size} replicas cannot share"
+            raise Mistake(f"{message} evenly.", fix="Name as many for each.")
+        return self
+
+    @model_validator(mode="after")
+    def _spreads(self) -> Deployment:
+        if self.nodes == 1:
+            return self
+        if self.gateway is not None:
+            raise Mistake(f"nodes: {self.nodes} gives one server per group, and a gateway would ask every host.",
+                          fix="Leave out the gateway, or `nodes`.")
+        if self.command is not None:
+            raise Mistake(f"nodes: {self.nodes} needs arguments of its own on every host, and `command` is the same.")
+        if self.tensor_parallel_size == "auto":
+            fix = "Write how many GPUs all hosts have together."
+            raise Mistake(f"tensor_parallel_size: auto plans one host, and nodes is {self.nodes}.", fix=fix)
+        if self.tensor_parallel_size * self.pipeline_parallel_size % self.nodes:
+            sizes = f"{self.tensor_parallel_size} × pipeline_parallel_size {self.pipeline_parallel_size}"
+            fix = f"Set a multiple of {self.nodes}."
+            raise Mistake(f"tensor_parallel_size {sizes} is not divisible by {self.nodes} nodes.", fix=fix)
         return self
 
     @property
     def gpus_needed(self) -> int:
-        """Total GPUs of one service: tensor × pipeline × data parallel size; with `auto`, the least it can be."""
+        """GPUs of one service on one host: tensor × pipeline × data parallel size, divided among its hosts.
+
+        With `auto`, the least it can be.
+        """
         tensor = 1 if self.tensor_parallel_size == "auto" else self.tensor_parallel_size
-        return tensor * self.pipeline_parallel_size * self.data_parallel_size
+        return tensor * self.pipeline_parallel_size * self.data_parallel_size // self.nodes
 
     @property
     def service_name(self) -> str:
         """Name of the systemd unit (without suffix) and of the container."""
         return f"sglang-{self.name or slug(self.served_model_name) or 'model'}"
+
+    @property
+    def replicas(self) -> tuple[Deployment, ...]:
+        """The services that this deployment is on one host: itself, or with a gateway one for each copy of the model.
+
+        Replicas are called <name>-1 … -N and have the ports from `port` up; GPUs that CUDA_VISIBLE_DEVICES names are
+        dealt out to them in order.
+        """
+        if self.gateway is None:
+            return (self,)
+        gateway = self.gateway.named(self.service_name)
+        count = self.data_parallel_size
+        if count == 1:
+            return (self.model_copy(update={"gateway": gateway}),)
+        base = self.service_name.removeprefix("sglang-")[:44].rstrip("-")
+        changes = {"gateway": gateway, "data_parallel_size": 1}
+        return tuple(
+            self.model_copy(
+                update=changes
+                | {"name": f"{base}-{number}", "port": self.port + number - 1, "env_vars": self._dealt(number, count)}
+            )
+            for number in range(1, count + 1)
+        )
+
+    def _dealt(self, number: int, count: int) -> dict[str, EnvValue]:
+        """The environment of one replica: its share of the GPUs that are named, everything else as it is."""
+        named = self.env_vars.get("CUDA_VISIBLE_DEVICES")
+        gpus = named.value.split(",") if named else []
+        if named is None or len(gpus) % count:
+            return self.env_vars
+        share = len(gpus) // count
+        own = ",".join(gpus[(number - 1) * share : number * share])
+        return self.env_vars | {"CUDA_VISIBLE_DEVICES": named.model_copy(update={"value": own})}

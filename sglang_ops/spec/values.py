@@ -20,6 +20,12 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+# distribution reference grammar: host[:port]/path[:tag][@sha256:...]
+_IMAGE = re.compile(
+    r"^(?:[a-zA-Z0-9][a-zA-Z0-9.-]*(?::\d{1,5})?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
+    r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?\Z",
+    re.ASCII,
+)
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|PRIVATE_KEY)", re.IGNORECASE)
 _INTEGER = re.compile(r"^[+-]?[0-9]{1,18}\Z")
@@ -94,6 +100,43 @@ def is_secret(name: str, value: EnvValue) -> bool:
 def is_path(text: str) -> bool:
     """An absolute path that can stand in a unit and in a mount."""
     return text.startswith("/") and text.isprintable() and ".." not in text.split("/")
+
+
+RESERVED = "ops-"  # units of this tool itself are called sglang-ops-…
+
+
+def slug(text: str) -> str:
+    """`text` as the name of a unit: lower-case letters, digits and '-', 48 at most; "" where nothing is left."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
+
+
+def is_unit_name(value: str) -> str:
+    """`value`, if a unit can be called so. Raises Mistake."""
+    if not re.match(r"^[a-z0-9][a-z0-9-]{0,47}\Z", value):
+        fix = f"Write '{slug(value)}'." if slug(value) else None
+        raise Mistake(f"'{value}' must be lower-case letters, digits and '-', 48 at most.", fix=fix)
+    if value.startswith(RESERVED):
+        raise Mistake(reserved(value), fix=f"Write '{value.removeprefix(RESERVED) or 'model'}'.")
+    return value
+
+
+def reserved(name: str) -> str:
+    """Why no unit of a deployment is called so."""
+    return f"'{name}' would make the unit sglang-{name}; names that begin with '{RESERVED}' are this tool's own."
+
+
+def is_pattern(value: str) -> str:
+    """`value`, if it can be a pattern of hosts. Raises Mistake."""
+    if not value.strip() or not value.isprintable():
+        raise Mistake(f"{value!r} is not a pattern of hosts like 'gpu_large' or 'gpu:!old'.")
+    return value
+
+
+def is_image(value: str, example: str) -> str:
+    """`value`, if it is a reference to a container image. Raises Mistake."""
+    if not _IMAGE.match(value):
+        raise Mistake(f"'{value}' is not an image reference like '{example}'.")
+    return value
 
 
 class Mount(BaseModel):

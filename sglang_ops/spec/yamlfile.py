@@ -34,6 +34,8 @@ _PLAIN = {
     ),
     "merge": (r"<<", "<"),
 }
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes the text that YAML 1.1 or 1.2 would take for something else."""
 

@@ -134,7 +134,7 @@ def test_exported_and_imported(here: Here) -> None:
     assert {name: (snapshot / name).read_bytes() for name in FILES} == FILES
     assert (here.hub / "models--team--tiny" / "refs" / "main").read_text() == COMMIT
     again = here.load()
-    assert again["hosts"] == [{"host": "one", "changed": 0, "module_executions": 1}]
+    assert again["hosts"] == [{"host": "one", "changed": 0, "module_executions": 2}]
     assert again["items"][0]["action"] == "there"
 
 

@@ -85,7 +85,7 @@ def test_results_are_brought_shown_and_said_to_programs(shell: Shell) -> None:
     answers(shell, told("running"), told("done"))
     said = shell.json("evaluate", "-i", "hosts.yml", "--name", "r")
     assert (said["ok"], said["exit_code"], said["run"]) == (True, 0, "r")
-    assert said["output_dir"] == str(shell.home / "evaluation_results" / "r")
+    assert said["output_dir"] == str(shell.home / "results" / "r")
     (task,) = said["tasks"]
     assert {key: task[key] for key in ("name", "score", "items", "failed")} == {
         "name": "ifeval", "score": 0.5, "items": 2, "failed": 0,
@@ -93,7 +93,7 @@ def test_results_are_brought_shown_and_said_to_programs(shell: Shell) -> None:
     assert task["interval"][0] < 0.5 < task["interval"][1]
     assert "Warning: 2 requests at once" in shell.err
     assert shell.run("evaluate", "wait", "-i", "hosts.yml", "r") == 0
-    assert "0.500" in shell.out
+    assert "50.0 %" in shell.out
 
 
 def test_an_incomplete_result_is_no_success(shell: Shell) -> None:
@@ -107,7 +107,7 @@ def test_an_incomplete_result_is_no_success(shell: Shell) -> None:
 def test_a_detached_run_is_left_alone(shell: Shell) -> None:
     answers(shell, told("running"))
     assert shell.run("evaluate", "-i", "hosts.yml", "--name", "r", "--detach") == 0
-    assert not (shell.home / "evaluation_results").exists()
+    assert not (shell.home / "results").exists()
     assert "evaluate wait -i hosts.yml r" in shell.err
     listed = shell.json("evaluate", "ls", "-i", "hosts.yml")
     assert [(row["host"], row["run"], row["state"]) for row in listed["runs"]] == [("one", "r", "running")]
@@ -140,7 +140,7 @@ def test_what_the_host_refuses_is_refused(shell: Shell) -> None:
 )
 def test_bad_input_is_told_before_a_host_is_touched(words: list[str], message: str, shell: Shell) -> None:
     (shell.home / "file").touch()
-    (shell.home / "evaluation_results" / "there").mkdir(parents=True)
+    (shell.home / "results" / "there").mkdir(parents=True)
     shell.playbook("evaluate", {"ansible.builtin.file": {"path": str(shell.home / "touched"), "state": "touch"}})
     assert shell.run("evaluate", "-i", "hosts.yml", *words) == 7
     assert message in shell.err

@@ -20,10 +20,11 @@ OURS = [name for name in cli.VERBS if name != "lab"]  # the lab keeps its own
 LOCK = ["lock status", "lock release"]
 MODELS = ["models pull", "models ls", "models verify", "models prune", "models export", "models import"]
 IMAGES = ["images save", "images load"]
+ROLLOUT = ["rollout status", "rollout pause", "rollout resume", "rollout undo"]
 _EVALUATE = ("tasks", "status", "ls", "logs", "wait", "fetch", "resume", "cancel", "rm")
 _JUDGE = ("report", "compare", "gate", "export")
 EVALUATE = [f"evaluate {verb}" for verb in (*_EVALUATE, *_JUDGE)]
-ROLLOUT = ["rollout status", "rollout pause", "rollout resume", "rollout undo"]
+BENCH = ["bench compare"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> None:
 
 
 @pytest.mark.skipif(not typer.__version__.startswith(RENDERED_BY), reason=f"recorded with typer {RENDERED_BY}")
-@pytest.mark.parametrize("verb", ["", *OURS, *LOCK, *MODELS, *IMAGES, *ROLLOUT, *EVALUATE])
+@pytest.mark.parametrize("verb", ["", *OURS, *LOCK, *MODELS, *IMAGES, *ROLLOUT, *EVALUATE, *BENCH])
 def test_help_is_as_recorded(verb: str, shell: Shell) -> None:
     assert shell.run(*verb.split(), "--help") == 0
     said = "\n".join(line.rstrip() for line in shell.out.splitlines()).strip() + "\n"

@@ -105,7 +105,8 @@ def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     state = tmp_path_factory.mktemp("state")
 
     def make(name: str, **options: object) -> Lab:
-        arguments = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        given = [[f"--{key}"] if value is True else [f"--{key}", str(value)] for key, value in options.items()]
+        arguments = [word for words in given for word in words]
         made.append(name)
         done = ops("lab", "up", "--name", name, *arguments, timeout=900)
         assert done.returncode == 0, done.stderr

@@ -1,47 +1,18 @@
-"""Data sets in the upstream schema, written here, and what the scripted answer server says to them."""
+"""Tasks beside those of the lab, and what the scripted answer server says to all of them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-DOMAINS = ("Physics", "Chemistry", "Biology")
-RIGHT_IFEVAL, RIGHT_GPQA, ITEMS = 9, 6, 12
-SENTENCES = {
-    "abbrev_types.txt": "dr\nmr\nmrs\ne.g\ni.e\n",
-    "collocations.tab": "",
-    "sent_starters.txt": "",
-    "ortho_context.tab": "",
-}
+from sglang_ops.lab.questions import DOMAINS, ITEMS, SENTENCES, gpqa, ifeval
 
+__all__ = ["DOMAINS", "answers", "evaluation", "write"]
 
-def ifeval() -> str:
-    rows = [
-        {
-            "key": 1000 + number,
-            "prompt": f"Lake {number:02d}: describe a lake in two sentences without any commas.",
-            "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_sentences"],
-            "kwargs": [{}, {"num_sentences": 2, "relation": "at least"}],
-        }
-        for number in range(ITEMS)
-    ]
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def gpqa() -> str:
-    out = io.StringIO()
-    writer = csv.writer(out)
-    answers = ["Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
-    writer.writerow(["Question", *answers, "High-level domain"])
-    for number in range(ITEMS):
-        words = [f"{kind} {number:02d}" for kind in ("osmium", "gallium", "thulium", "yttrium")]
-        writer.writerow([f"Riddle {number:02d}: which metal is it?", *words, DOMAINS[number % 3]])
-    return out.getvalue()
+RIGHT_IFEVAL, RIGHT_GPQA = 9, 6
 
 
 def own_task(name: str, prompts: list[str]) -> dict[str, str]:
@@ -101,9 +72,9 @@ def write(directory: Path) -> None:
             f"capitals/{name}": text for name, text in own_task("capitals", [f"Capital {n}?" for n in range(4)]).items()
         },
         **{f"rivers/{name}": text for name, text in own_task("rivers", [f"River {n}?" for n in range(4)]).items()},
-        **{f"srv/nltk/tokenizers/punkt_tab/english/{name}": text for name, text in SENTENCES.items()},
+        **{f"srv/nltk/{name}": text for name, text in SENTENCES.items()},
         "srv/answers/answers.jsonl": answers(),
-        "srv/answers/slow.jsonl": answers(seconds=1.0),
+        "srv/answers/slow.jsonl": answers(seconds=3.0),
     }
     for name, text in files.items():
         path = directory / name

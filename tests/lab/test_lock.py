@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -71,15 +71,18 @@ def states(lab: Lab, *words: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def deploying(lab: Lab) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def deploying(lab: Lab, fault: str = "") -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """Somebody who deploys a service that takes its time, from when both hosts are locked."""
-    config = lab.write("slow", env_vars={"SGLANG_SIMULATOR_FAULT": f"slow-start:{next(STARTS)}"})
+    config = lab.write("slow", env_vars={"SGLANG_SIMULATOR_FAULT": fault or f"slow-start:{next(STARTS)}"})
     process = begin_verb(lab, "deploy", "--yes", "-c", str(config))
     try:
         until(lambda: all(holders(lab)), 60, "a deploy has locked its hosts")
         yield process, config
-    finally:
-        process.communicate(timeout=300)
+    except BaseException:
+        with_signal(process, signal.SIGKILL)
+        print(process.communicate()[0])
+        raise
+    process.communicate(timeout=300)
 
 
 def hold(lab: Lab, name: str) -> subprocess.Popen[str]:
@@ -99,7 +102,7 @@ def holding(lab: Lab, name: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         go(lab)
         if process.poll() is None:
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
 
 
 def clear(lab: Lab) -> None:
@@ -115,7 +118,8 @@ def go(lab: Lab) -> None:
 def with_signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
     """To the command and everything below it, as when its machine goes."""
     for pid in [process.pid, *children(process.pid)]:
-        os.kill(pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
     process.wait()
 
 
@@ -171,11 +175,11 @@ def race(lab: Lab, number: int) -> None:
     for name in ("ana", "bob"):
         pair[name] = hold(lab, f"{name}{number}")
         time.sleep(pause if name == "ana" else 0)
-    until(lambda: any(process.poll() is not None for process in pair.values()), 60, "one of two is refused")
+    until(lambda: any(process.poll() is not None for process in pair.values()), 120, "one of two is refused")
     time.sleep(0.2)
     ended = {name: process.poll() for name, process in pair.items()}
     go(lab)
-    said = {name: process.communicate(timeout=60)[0] for name, process in pair.items()}
+    said = {name: process.communicate(timeout=120)[0] for name, process in pair.items()}
     codes = {name: process.returncode for name, process in pair.items()}
     assert sorted(codes.values()) == [0, 2], said
     assert sorted(code is None for code in ended.values()) == [False, True], "both have ended before the go"
@@ -198,11 +202,11 @@ def test_fifty_races(lab: Lab) -> None:
 
 
 def test_a_killed_controller_leaves_no_lock_and_nothing_at_work(lab: Lab) -> None:
-    with deploying(lab) as (process, config):
+    with deploying(lab, "never-healthy") as (process, _):
         time.sleep(1)  # the service starts, or the gate waits for it
         with_signal(process, signal.SIGKILL)
         until(lambda: holders(lab) == [{}, {}], 10, "the lock is free")
-    result = lab.deploy(config)
+    result = lab.deploy()
     assert result["ok"], result
 
 
@@ -235,7 +239,7 @@ def test_a_rebooted_host_is_locked_again_for_the_same_run(lab: Lab) -> None:
 
 
 def test_a_lock_is_taken_away_only_on_purpose_and_its_run_ends(lab: Lab) -> None:
-    with deploying(lab) as (process, config):
+    with deploying(lab, "never-healthy") as (process, _):
         refused = lock(lab, "release")
         assert refused.returncode == LOCKED
         assert "is alive on this machine" in refused.stderr
@@ -247,7 +251,7 @@ def test_a_lock_is_taken_away_only_on_purpose_and_its_run_ends(lab: Lab) -> None
         assert process.returncode == LOCKED, output
         assert "it was released by hand" in output
     assert holders(lab) == [{}, {}]
-    assert lab.deploy(config)["ok"]
+    assert lab.deploy()["ok"]
     assert states(lab, "release")[0]["released"] is False
 
 

@@ -35,7 +35,7 @@ def worker(hosts, stay):
     for host in hosts:
         copy = DIRECTORY / "content" / host  # each host has a directory /run of its own
         (copy / SOURCE).parent.mkdir(parents=True, exist_ok=True)
-        (copy / SOURCE).write_text(TEXT.replace("/run/sglang-ops", str(DIRECTORY / host)))
+        (copy / SOURCE).write_text(f"{TEXT}\\nDIRECTORY = {str(DIRECTORY / host)!r}\\n")
         content.root = lambda: copy
         asked = {"identity": {"who": "ana", "pid": os.getppid()}, "wait": 0}
         command, text = holding.holder(sys.executable, asked)
@@ -117,8 +117,8 @@ def test_a_killed_run_frees_its_locks_and_leaves_no_worker(run: Callable[..., Ru
     made = run()
     made.process.kill()
     made.process.wait()
-    until(lambda: not (made.held("one") or made.held("two")), 3)
-    until(lambda: not processes.born(made.worker) or zombie(made.worker), 3)
+    until(lambda: not (made.held("one") or made.held("two")))
+    until(lambda: not processes.born(made.worker) or zombie(made.worker))
 
 
 def test_a_run_that_has_ended_has_freed_its_locks(run: Callable[..., Run]) -> None:

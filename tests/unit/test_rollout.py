@@ -73,8 +73,24 @@ def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
     assert not rollout.stops_for(names, names, hostvars("restart", names))
     assert rollout.stops_for(names, names[1:], hostvars("restart", names, ("h0",), max_failures=3))
     assert not rollout.stops_for(names, names[1:], hostvars("restart", names, ("h0", "h1", "h2"), max_failures=1))
-    assert rollout.is_first(names, names[:1], hostvars("restart", names, ("h0",)))
-    assert not rollout.is_first(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2")))
+    assert rollout.turns_before(names, names[:1], hostvars("restart", names, ("h0",))) == 0
+    assert rollout.turns_before(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2"))) == 1
+
+
+def test_hosts_that_serve_a_model_together_change_together() -> None:
+    names = [f"h{number}" for number in range(8)]
+    pairs = hostvars("restart", names, unit=2, order="shuffle")
+    assert rollout.sizes_for(names, pairs) == [2, 2, 2, 2]
+    assert rollout.sizes_for(names[:3], pairs) == [3]
+    assert rollout.order_for(names, pairs) == "inventory"
+    two = hostvars("restart", names, ("h0", "h1"), unit=2, max_failures=3)
+    assert rollout.stops_for(names, names[1:], two)
+
+
+def test_what_goes_back_on_a_host_that_failed() -> None:
+    rows = [("a", "restart", "r"), ("b", "restart", "r"), ("c", "check", "r"), ("d", "check", "old")]
+    services = [{"name": n, "action": action, "release": "r", "deployed_stable": s} for n, action, s in rows]
+    assert [item["name"] for item in rollout.returning(services, ["b"])] == ["a", "d"]
 
 
 def test_batches_in_words() -> None:
@@ -207,18 +223,18 @@ def host_of(name: str, batch: str = "", *, code: ExitCode | None = None, paused:
 
 
 def test_what_is_told_of_a_roll_out() -> None:
-    done = Rolled.from_run(state_of(host_of("a", "a"), host_of("b", "b"), host_of("c", "b")), 9)
+    done = Rolled.from_run(state_of(host_of("b", "1"), host_of("a", "0"), host_of("c", "1")), 9)
     assert done is not None
     assert (done.result, done.batches, done.waiting) == ("done", (("a",), ("b", "c")), ())
-    failed = Rolled.from_run(state_of(host_of("a", "a", code=ExitCode.ROLLED_BACK), host_of("b")), 9)
+    failed = Rolled.from_run(state_of(host_of("a", "0", code=ExitCode.ROLLED_BACK), host_of("b")), 9)
     assert failed is not None
     assert (failed.result, failed.batches, failed.waiting) == ("rolled-back", (("a",),), ("b",))
     mark = {"who": "x", "since": 1, "why": "asked for"}
-    paused = Rolled.from_run(state_of(host_of("a", "a"), host_of("b", "b", paused=mark)), 9)
+    paused = Rolled.from_run(state_of(host_of("a", "0"), host_of("b", "1", paused=mark)), 9)
     assert paused is not None
     assert (paused.result, paused.batches, paused.waiting) == ("paused", (("a",),), ("b",))
     assert Rolled.from_run(state_of(HostState("a")), 9) is None
-    hands = Rolled.from_run(state_of(host_of("a", "a", code=ExitCode.NEEDS_HANDS)), 9)
+    hands = Rolled.from_run(state_of(host_of("a", "0", code=ExitCode.NEEDS_HANDS)), 9)
     assert hands is not None
     assert hands.result == "needs-hands"
 

@@ -21,50 +21,53 @@ from sglang_ops.lab.locks import locked
 Log = Callable[[str], None]
 
 
-def is_cached(server: str, cache: Path) -> bool:
+def is_cached(server: str, cache: Path, *, gateway: bool = False) -> bool:
     """Whether the images for `server` ("real", "simulator") are ready in the cache."""
-    return _registry(server, cache).is_dir()
+    return _registry(server, cache, gateway).is_dir()
 
 
-def ensure_registry(server: str, cache: Path, log: Log) -> Path:
+def ensure_registry(server: str, cache: Path, log: Log, *, gateway: bool = False) -> Path:
     """The storage of a registry that holds the lab's images, built where it is missing and never half built.
 
-    The simulator's image is always there, the engine's for server "real". Needs root, mmdebstrap, pip and
-    strip; the engine takes about two minutes and, while it is built, 4 GB of disk. Raises OpsError.
+    The simulator's image is always there, the engine's for server "real", the router's with `gateway`. Needs
+    root, mmdebstrap, pip and strip; the engine takes about two minutes and, while it is built, 4 GB of disk. Raises
+    OpsError.
     """
     if server == "real" and platform.machine() != "x86_64":
         raise OpsError(
             f"The lab's engine image is made for x86_64; this machine is {platform.machine()}.",
             fix="Use --server simulator.",
         )
-    registry = _registry(server, cache)
+    registry = _registry(server, cache, gateway)
     registry.parent.mkdir(parents=True, exist_ok=True)
     with locked(registry.parent):
         if not registry.is_dir():
             started = time.monotonic()
-            _build(server, registry, log)
+            _build(server, registry, log, gateway)
             log(f"images built in {time.monotonic() - started:.0f} s")
     return registry
 
 
-def _registry(server: str, cache: Path) -> Path:
+def _registry(server: str, cache: Path, gateway: bool) -> Path:
     """The registry's storage; its name follows from all that is in it, so it never changes."""
     content = [
-        [recipe.key for recipe in _layers(server)],
+        [recipe.key for recipe in _layers(server, gateway)],
         recipes.ENVIRONMENT,
         recipes.ENGINE_LABELS,
         recipes.SIMULATOR_LABELS,
+        *([recipes.GATEWAY_LABELS] if gateway else []),
     ]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-    return cache / "images" / f"registry-{server}-{key}"
+    return cache / "images" / f"registry-{server}{'-gateway' if gateway else ''}-{key}"
 
 
-def _layers(server: str) -> list[LayerRecipe]:
+def _layers(server: str, gateway: bool) -> list[LayerRecipe]:
     made = [layers.base(), layers.hub_client(), layers.simulated()]
-    return [*made, layers.engine()] if server == "real" else made
+    made += [layers.engine(), layers.benchmark()] if server == "real" else []
+    return [*made, layers.gateway()] if gateway else made
 
 
-def _images(server: str, made: Mapping[str, oci.Layer]) -> list[oci.Image]:
+def _images(made: Mapping[str, oci.Layer]) -> list[oci.Image]:
     """The images of a registry, from its layers by name."""
     simulator = oci.Image(
         repository=recipes.SIMULATOR_REPOSITORY,
@@ -73,26 +76,25 @@ def _images(server: str, made: Mapping[str, oci.Layer]) -> list[oci.Image]:
         environment=recipes.ENVIRONMENT,
         labels=recipes.SIMULATOR_LABELS,
     )
-    if server != "real":
-        return [simulator]
-    engine = oci.Image(
-        repository=recipes.ENGINE_REPOSITORY,
-        tag=recipes.ENGINE_TAG,
-        layers=(made["base"], made["engine"]),
-        environment=recipes.ENVIRONMENT,
-        labels=recipes.ENGINE_LABELS,
-    )
-    return [simulator, engine]
+    engine = (made["base"], made["engine"], made["benchmark"]) if "engine" in made else ()
+    gateway = (made["base"], made["gateway"]) if "gateway" in made else ()
+    others = [
+        (recipes.ENGINE_REPOSITORY, recipes.ENGINE_TAG, engine, recipes.ENGINE_LABELS),
+        (recipes.GATEWAY_REPOSITORY, recipes.GATEWAY_TAG, gateway, recipes.GATEWAY_LABELS),
+    ]
+    return [simulator] + [
+        oci.Image(repository, tag, of, recipes.ENVIRONMENT, labels) for repository, tag, of, labels in others if of
+    ]
 
 
-def _build(server: str, registry: Path, log: Log) -> None:
+def _build(server: str, registry: Path, log: Log, gateway: bool) -> None:
     workplace = registry.parent / ".build"
     if workplace.exists():  # of a build that was killed
         shutil.rmtree(workplace)
     workplace.mkdir()
     try:
-        made = ensure_layers(_layers(server), registry.parent / "layers", workplace, log)
-        for image in _images(server, made):
+        made = ensure_layers(_layers(server, gateway), registry.parent / "layers", workplace, log)
+        for image in _images(made):
             oci.add_image(workplace / "registry", image)
             log(f"image {image.repository}:{image.tag}, {sum(layer.size for layer in image.layers) / 1e6:.0f} MB")
         (workplace / "registry").rename(registry)

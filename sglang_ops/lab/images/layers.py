@@ -104,6 +104,29 @@ def engine() -> LayerRecipe:
     return LayerRecipe("engine", inputs, fill, recipes.ENGINE_IMPORTS)
 
 
+def gateway() -> LayerRecipe:
+    """SGLang's router with all it needs."""
+    pins = recipes.gateway_pins()
+
+    def fill(tree: Path, log: Log) -> None:
+        log(f"gateway: {len(pins)} packages, 35 MB to download")
+        _install(pins, tree, without=recipes.GATEWAY_WITHOUT)
+
+    return LayerRecipe("gateway", [pins, recipes.GATEWAY_WITHOUT], fill, "import sglang_router.launch_router")
+
+
+def benchmark() -> LayerRecipe:
+    """SGLang's serving benchmark, over the engine."""
+    pins = recipes.engine_pins(only=("sglang",))
+
+    def fill(tree: Path, log: Log) -> None:
+        log("benchmark: one package, 40 MB to download")
+        _install(pins, tree, only=recipes.BENCHMARK)
+        _write(recipes.BENCHMARK_FILES, tree)
+
+    return LayerRecipe("benchmark", [pins, recipes.BENCHMARK, recipes.BENCHMARK_FILES], fill)
+
+
 def _fill_base(tree: Path, log: Log) -> None:
     debian.bootstrap(recipes.SUITE, recipes.BASE_PACKAGES, tree, log=log)
     for pattern in recipes.BASE_WITHOUT:
@@ -114,10 +137,10 @@ def _fill_base(tree: Path, log: Log) -> None:
                 path.unlink()
 
 
-def _install(pins: Sequence[str], tree: Path, *, without: Sequence[str]) -> None:
+def _install(pins: Sequence[str], tree: Path, *, without: Sequence[str] = (), only: Sequence[str] = ("*",)) -> None:
     with tempfile.TemporaryDirectory(dir=tree.parent) as downloads:
         wheels.fetch(pins, Path(downloads))
-        wheels.unpack(Path(downloads), tree / recipes.SITE, without=without)
+        wheels.unpack(Path(downloads), tree / recipes.SITE, without=without, only=only)
 
 
 def _strip(site: Path, patterns: Sequence[str]) -> None:

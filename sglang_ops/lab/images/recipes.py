@@ -12,6 +12,9 @@ ENGINE_REPOSITORY = "sglang"
 ENGINE_TAG = f"v{SGLANG_VERSION}-cpu"
 SIMULATOR_REPOSITORY = SIMULATOR
 SIMULATOR_TAG = f"v{SGLANG_VERSION}"
+GATEWAY_VERSION = "0.3.2"
+GATEWAY_REPOSITORY = "sgl-model-gateway"
+GATEWAY_TAG = f"v{GATEWAY_VERSION}"
 
 # Debian's own Python looks here, so no virtual environment is needed.
 SITE = "usr/local/lib/python3.11/dist-packages"
@@ -78,6 +81,20 @@ for package in (
     compileall.compile_dir(importlib.import_module(package).__path__[0], quiet=2)
 """
 
+# SGLang's serving benchmark, a layer of its own; all that it imports is in the engine's, but for one package.
+BENCHMARK = ("sglang/benchmark/*",)
+BENCHMARK_FILES: Mapping[str, str] = {
+    f"{SITE}/datasets/__init__.py": '''"""In the place of the package datasets, which needs pyarrow and pandas.
+
+The benchmark imports it whatever it measures. What would load data from the hub says that it cannot.
+"""
+
+
+def load_dataset(*_args: object, **_keywords: object) -> None:
+    raise ImportError("the image of the lab has no package datasets")
+''',
+}
+
 _PROGRAM = "#!/usr/bin/python3\nimport sys\nfrom {module} import main\nsys.exit(main())\n"
 HUB_CLIENT_FILES: Mapping[str, str] = {"usr/local/bin/hf": _PROGRAM.format(module="huggingface_hub.cli.hf")}
 ENGINE_FILES: Mapping[str, str] = {
@@ -113,8 +130,25 @@ SIMULATOR_LABELS: Mapping[str, str] = {
 }
 
 
+GATEWAY_LABELS: Mapping[str, str] = {
+    "org.opencontainers.image.title": "SGLang's model gateway",
+    "org.opencontainers.image.description": "sglang-router as released, for the lab",
+    "org.opencontainers.image.version": GATEWAY_VERSION,
+}
+# What the router does not open: its load balancer in Python is for debugging, but its start imports what that needs.
+GATEWAY_WITHOUT = ("*.pyi", "*.pyx", "*.pxd", "*/tests/*")
+
+
+def gateway_pins() -> list[str]:
+    """The exact versions of the router's packages, which were tried together."""
+    return _pins("gateway-pins.txt")
+
+
 def engine_pins(*, only: Sequence[str] = ()) -> list[str]:
     """The exact versions of the engine's packages, which were tried together; `only` some, by name."""
-    text = (resources.files(__package__) / "engine-pins.txt").read_text("utf-8")
-    pins = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return [pin for pin in pins if not only or pin.partition("==")[0] in only]
+    return [pin for pin in _pins("engine-pins.txt") if not only or pin.partition("==")[0] in only]
+
+
+def _pins(name: str) -> list[str]:
+    text = (resources.files(__package__) / name).read_text("utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]

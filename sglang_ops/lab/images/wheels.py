@@ -45,23 +45,24 @@ def fetch(pins: Sequence[str], target: Path) -> None:
             _uv_install(pin, target)
 
 
-def unpack(source: Path, site: Path, *, without: Sequence[str] = ()) -> None:
-    """Unpack the wheels in `source` into the directory `site`, but for files that match a pattern of `without`.
+def unpack(source: Path, site: Path, *, without: Sequence[str] = (), only: Sequence[str] = ("*",)) -> None:
+    """Unpack the wheels in `source` into the directory `site`: files that match `only` and do not match `without`.
 
     Patterns are those of fnmatch, against the path in `site`.
     """
-    leave_out = re.compile("|".join(fnmatch.translate(pattern) for pattern in without) or r"\Z.")
+    take = re.compile("|".join(map(fnmatch.translate, only)))
+    leave_out = re.compile("|".join(map(fnmatch.translate, without)) or r"\Z.")
     wheels = sorted(source.glob("*.whl"), key=lambda wheel: -wheel.stat().st_size)
     with concurrent.futures.ThreadPoolExecutor() as pool:  # zlib works outside Python's lock
-        for done in [pool.submit(_unpack, wheel, site, leave_out) for wheel in wheels]:
+        for done in [pool.submit(_unpack, wheel, site, take, leave_out) for wheel in wheels]:
             done.result()
 
 
-def _unpack(wheel: Path, site: Path, leave_out: re.Pattern[str]) -> None:
+def _unpack(wheel: Path, site: Path, take: re.Pattern[str], leave_out: re.Pattern[str]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             name = None if entry.is_dir() else _installed_name(entry.filename)
-            if name is None or leave_out.match(name):
+            if name is None or not take.match(name) or leave_out.match(name):
                 continue
             path = site / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -101,6 +101,11 @@ def test_model_without_chat_template_passes_on_its_completion(gate: dict[str, An
     assert "has no chat template" in probe.ask(gate, ACTIVE)[-1]["detail"]
 
 
+def test_of_several_hosts_only_the_first_is_asked_more_than_its_unit(gate: dict[str, Any]) -> None:
+    assert [item["name"] for item in probe.ask({**gate, "rank": 1, "port": 9}, ACTIVE)] == ["unit"]
+    assert len(probe.ask({**gate, "rank": 0}, ACTIVE)) > 1
+
+
 def test_closed_port_and_stopped_unit(gate: dict[str, Any]) -> None:
     layers = probe.ask(gate | {"port": 1}, ACTIVE)
     assert (layers[-1]["name"], "refused" in layers[-1]["detail"]) == ("port", True)

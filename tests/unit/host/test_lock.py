@@ -24,7 +24,7 @@ class Operator:
     """A run's side of the lock: the holder as a child, with its input."""
 
     def __init__(self, directory: Path, name: str, **asked: Any) -> None:
-        source = SOURCE.read_text().replace('"/run/sglang-ops"', f'"{directory}"')
+        source = f"{SOURCE.read_text()}\nDIRECTORY = '{directory}'\n"
         source = source.replace("LINK_SECONDS = 75", f"LINK_SECONDS = {asked.pop('link', 75)}")
         text = f"{source}{json.dumps({'identity': {'who': name, 'run': f'run-{name}'}, **asked})}\n"
         script = holding._HOLDER % len(source.encode())

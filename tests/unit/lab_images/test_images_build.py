@@ -41,6 +41,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
         ("hub_client", "hub-client"),
         ("simulated", "simulator"),
         ("engine", "engine"),
+        ("benchmark", "benchmark"),
     ):
         monkeypatch.setattr(layers, function, builder.recipe(name))
     monkeypatch.setattr(build, "_compile", lambda *_: None)
@@ -80,11 +81,11 @@ def test_the_engine_comes_on_top_and_nothing_is_built_twice(builder: Builder, tm
     simulator = images(ensure_registry("simulator", tmp_path, silent))["sglang-simulator:v0.5.23"]
     builder.filled.clear()
     registry = ensure_registry("real", tmp_path, silent)
-    assert builder.filled == ["engine"]
+    assert sorted(builder.filled) == ["benchmark", "engine"]
     found = images(registry)
     assert found["sglang-simulator:v0.5.23"] == simulator
     assert found["sglang:v0.5.23-cpu"][0] == simulator[0]
-    assert len(found["sglang:v0.5.23-cpu"]) == 2
+    assert len(found["sglang:v0.5.23-cpu"]) == 3
     builder.filled.clear()
     assert ensure_registry("real", tmp_path, silent) == registry
     assert not builder.filled

@@ -38,6 +38,20 @@ def test_a_chat_task_needs_a_chat_template() -> None:
     assert evaluation.fit([{**TASK, "endpoint_type": "completions"}], 8, 4096, ["completions"])
 
 
+def test_replicas_are_those_that_serve_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = {"sglang-a-1": "a", "sglang-a-2": "a", "sglang-a-3": "another", "sglang-b": "b", "sglang-b-7": "b"}
+    monkeypatch.setattr(evaluation.store, "names", lambda: list(served))
+    monkeypatch.setattr(evaluation.store, "read_state", lambda name: {"release": name})
+    monkeypatch.setattr(
+        evaluation.store,
+        "read_record",
+        lambda name, release: {"name": name, "gate": {"served_model_name": served[name]}},
+    )
+    assert [one["name"] for one in evaluation.services("sglang-a", "a")] == ["sglang-a-1", "sglang-a-2"]
+    assert [one["name"] for one in evaluation.services("sglang-b", "b")] == ["sglang-b"]
+    assert evaluation.services("sglang-b", "other") == []
+
+
 @pytest.mark.parametrize(
     ("told", "line"),
     [

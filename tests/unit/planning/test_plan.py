@@ -43,6 +43,7 @@ def test_converged_host_gets_none() -> None:
         ({"unit": None}, "restart", "unit file is gone"),
         ({"state": "failed"}, "start", "the unit is failed"),
         ({"release": "0" * 12}, "restart", "content changed"),
+        ({"stable": "0" * 12}, "check", "has not been up for its soak time"),
         ({"probe": {"ok": False, "layers": [{"name": "ready", "ok": False, "detail": "503"}]}}, "check", "ready: 503"),
     ],
 )

@@ -38,7 +38,7 @@ def every_key(model: type[Section], path: str = "") -> Iterator[str]:
         inner = section_of(field.annotation)
         if key not in TABLES or not path:
             yield key
-        if inner and name != "deployments":
+        if inner and name != "deployments" and key != "gateway":  # the same keys as elsewhere
             yield from every_key(inner, f"{key}.")
 
 

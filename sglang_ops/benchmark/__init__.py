@@ -1,0 +1,1 @@
+"""Measuring the speed of deployed servers with SGLang's own benchmark."""

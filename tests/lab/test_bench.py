@@ -1,0 +1,91 @@
+"""`bench` over SSH: SGLang's own benchmark in a container beside the real engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Lab
+
+from sglang_ops import processes
+
+pytestmark = [pytest.mark.lab, pytest.mark.engine, pytest.mark.slow]
+SMALL = ("--input-len", "24", "--output-len", "4", "--prompts", "4", "--timeout", "300")
+LEFT = "podman ps --all --format '{{.Names}}' | grep bench; ls -d /tmp/sglang-bench-* 2>/dev/null"
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., Lab]) -> Lab:
+    made = make_lab("t-f-bench", hosts=1, engine="podman", server="real")
+    assert made.deploy()["ok"]
+    return made
+
+
+def test_check_says_what_would_be_measured(lab: Lab, tmp_path: Path) -> None:
+    found = lab.json("bench", "--check", "--concurrency", "1,4", "--output-dir", str(tmp_path))
+    assert [point["name"] for point in found["points"]] == ["random 1 at once", "random 4 at once"]
+    assert found["hosts"] == lab.hosts
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_engine_is_measured_and_nothing_stays_behind(lab: Lab, tmp_path: Path) -> None:
+    data = ("--data", "random", "--data", "shared-prefix")
+    found = lab.json("bench", *data, "--concurrency", "2", *SMALL, "--output-dir", str(tmp_path))
+    assert found["ok"], json.dumps(found)[:3000]
+    random, shared = found["servers"][0]["points"]
+    for point in (random, shared):
+        assert point["measured"]["completed"] == point["prompts"]
+        assert point["measured"]["total_output_tokens"] == 4 * point["prompts"]
+        assert point["measured"]["output_throughput"] > 0
+    assert random["measured"]["total_input_tokens"] == 24 * 4
+    raw = (Path(found["output_dir"]) / "raw" / lab.hosts[0] / "random-2-at-once.jsonl").read_text()
+    assert "server_info" not in raw
+    assert lab.ssh(LEFT) == ""
+
+
+def test_a_point_that_takes_too_long_is_ended(lab: Lab, tmp_path: Path) -> None:
+    long = ("--concurrency", "1", "--prompts", "5000", "--timeout", "10", "--output-dir", str(tmp_path))
+    found = lab.json("bench", *long)
+    assert found["exit_code"] == 1
+    assert found["servers"][0]["points"][0]["error"] == "not done after 10 s"
+    assert lab.ssh(LEFT) == ""
+
+
+def test_the_container_ends_with_the_controller(lab: Lab, tmp_path: Path) -> None:
+    words = [
+        "bench",
+        "-i",
+        str(lab.inventory),
+        "--concurrency",
+        "1",
+        "--prompts",
+        "5000",
+        "--output-dir",
+        str(tmp_path),
+    ]
+    child = subprocess.Popen([sys.executable, "-m", "sglang_ops", *words], cwd=ROOT, start_new_session=True)
+    try:
+        _until(lambda: "bench" in lab.ssh("podman ps --format '{{.Names}}'"))
+    finally:
+        processes.kill(processes.tree([child.pid]))
+        child.wait()
+    _until(lambda: lab.ssh(LEFT) == "")
+
+
+def test_a_service_that_does_not_serve_is_refused(lab: Lab, tmp_path: Path) -> None:
+    assert lab.run("stop", "--yes").returncode == 0
+    done = lab.run("bench", "--output-dir", str(tmp_path))
+    assert done.returncode == 7
+    assert "does not serve: unit: the unit is inactive" in done.stderr
+
+
+def _until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(1)

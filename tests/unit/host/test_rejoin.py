@@ -1,0 +1,75 @@
+"""What the gateway's host does about a server that left and never joined: the script that its timer starts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+rejoin: Any = importlib.import_module("ansible.module_utils.sglang_host_rejoin")
+
+
+class Handler(BaseHTTPRequestHandler):
+    asked: list[tuple[str, str, str]]
+    healthy: bool
+
+    def do_GET(self) -> None:
+        self._answer(200 if type(self).healthy else 503)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        type(self).asked.append((self.path, self.headers["Authorization"], body))
+        self._answer(202)
+
+    def _answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    Handler.asked, Handler.healthy = [], True
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+
+
+def run(home: Path, port: int, state: str) -> dict[str, str]:
+    url = f"http://127.0.0.1:{port}"
+    (home / "members.json").write_text(json.dumps({url: state, "http://other:1": "in"}))
+    (home / "control-plane.key").write_text("k3y\n")
+    words = [sys.executable, "-c", rejoin.SCRIPT, str(home), "127.0.0.1", str(port), url, ""]
+    subprocess.run(words, check=True, capture_output=True, timeout=30)
+    members: dict[str, str] = json.loads((home / "members.json").read_text())
+    return {"own": members[url], "other": members["http://other:1"]}
+
+
+def test_a_server_that_is_still_out_is_registered_with_the_hosts_own_key(tmp_path: Path, port: int) -> None:
+    assert run(tmp_path, port, "out") == {"own": "in", "other": "in"}
+    assert Handler.asked == [("/workers", "Bearer k3y", json.dumps({"url": f"http://127.0.0.1:{port}"}))]
+    assert "k3y" not in rejoin.SCRIPT
+
+
+@pytest.mark.parametrize("state", ["in", "drained"])
+def test_who_has_joined_or_was_drained_is_left_alone(tmp_path: Path, port: int, state: str) -> None:
+    assert run(tmp_path, port, state)["own"] == state
+    assert Handler.asked == []
+
+
+def test_a_server_that_does_not_answer_stays_out_and_is_asked_again_later(tmp_path: Path, port: int) -> None:
+    Handler.healthy = False
+    assert run(tmp_path, port, "out")["own"] == "out"
+    assert Handler.asked == []
