@@ -1,4 +1,7 @@
-"""From a blank host to one that is ready, in one command; the dry run before it changes nothing."""
+"""From a blank host to one that is ready, in one command; the dry run before it changes nothing.
+
+Debian 12 with docker here, Debian 13 with podman in test_interrupted.py; the other two pairs are slow.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Lab
+from conftest import Lab, ops
 from snapshots import snapshot
 
 pytestmark = pytest.mark.lab
@@ -67,3 +70,17 @@ def test_what_was_provisioned_is_what_deploy_needs(lab: Lab) -> None:
     result = lab.deploy(lab.write("after"), "--limit", lab.hosts[0])
     assert result["ok"], result
     assert "engine" not in [step["step"] for step in result["steps"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("system", "engine"), [("debian13", "docker"), ("debian12", "podman")])
+def test_the_other_pairs(make_lab: Callable[..., Lab], system: str, engine: str) -> None:
+    other = make_lab(f"t-prov-{system[-2:]}", hosts=1, gpus=1, engine=engine, os=system, server="simulator")
+    before = snapshot(other, other.hosts[0])
+    announced = other.json("provision", "--check", *PRETENDED, *CACHE)
+    assert parts(announced) == [("driver", False), ("engine", True), ("cache", True)]
+    assert snapshot(other, other.hosts[0]) == before
+    assert parts(other.json("provision", *PRETENDED, *CACHE)) == parts(announced), "what was announced was done"
+    assert [host["changed"] for host in other.json("provision", *PRETENDED, *CACHE)["hosts"]] == [0]
+    assert other.deploy()["ok"]
+    ops("lab", "down", "--name", other.name)
