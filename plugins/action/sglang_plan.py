@@ -84,8 +84,8 @@ class ActionModule(ActionBase):
         asked = questions(deployments, settings, known, [gateway for gateway, _, _ in fronts])
         asked["images"] += [image.digest_ref for image in others if image and image not in known]
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
-        before = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
-        in_vain = _offer(asked["models"], before, task_vars)
+        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
+        in_vain = _offer(asked["models"], earlier, task_vars)
         if in_vain:
             return self._refused(in_vain)
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
@@ -120,8 +120,8 @@ class ActionModule(ActionBase):
             return self._refused([{"check": "rollout", "message": text} for text in changed])
         made = plan(wanted, facts, settings, gateways).as_dict()
         if made["errors"]:
-            others = settings.peer_port and len(task_vars["ansible_play_hosts"]) > 1
-            return _deferred(made) if made["undecided"] and others and not before else self._refused(made["errors"])
+            more = settings.peer_port and len(task_vars["ansible_play_hosts"]) > 1
+            return _deferred(made) if made["undecided"] and more and not earlier else self._refused(made["errors"])
         made["rollout"] = run.of_host(wanted, made["services"], settings)
         made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings)]
         generation = answer["facts"]["generation"]
