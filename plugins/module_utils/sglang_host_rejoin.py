@@ -62,9 +62,10 @@ def arm(gate, urls, seconds):
         name = timer(gate["name"], url)
         disarm(gate, [url])
         described = "Register %s with %s again, should nobody else" % (url, gate["name"])
-        run("systemd-run", "--quiet", "--collect", "--unit", name, "--description", described,
-            "--on-active", str(seconds), "--on-unit-inactive", str(AGAIN_SECONDS), "--timer-property", "AccuracySec=1s", sys.executable, "-c", SCRIPT,
-            gateways.directory(gate["name"]), gate["address"], str(gate["port"]), url, name + ".timer")
+        timed = ("--on-active", str(seconds), "--on-unit-inactive", str(AGAIN_SECONDS))
+        run("systemd-run", "--quiet", "--collect", "--unit", name, "--description", described, *timed,
+            "--timer-property", "AccuracySec=1s", sys.executable, "-c", SCRIPT, gateways.directory(gate["name"]),
+            gate["address"], str(gate["port"]), url, name + ".timer")
 
 
 def disarm(gate, urls):
