@@ -35,7 +35,7 @@ SHARD = 25 << 20  # the hub's tool writes 10 MB at a time
 SHARDS = 2
 LEFT = f"""
 systemctl list-units --all --no-legend --no-pager 'sglang-ops-peers*'
-ls /run/sglang-ops
+ls /run/sglang-ops | grep -vx -e lock -e work
 pgrep -af 'told = json.loa[d]'
 ss -Hltn 'sport = :{PORT}'
 find {CACHE} -name '*.incomplete'
