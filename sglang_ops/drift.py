@@ -37,7 +37,8 @@ def _of_itself(row: Mapping[str, Any]) -> Iterator[str]:
 
 def _between(name: str, rows: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> Iterator[Drift]:
     there = {row["host"] for row in rows}
-    if len(there) * 2 > len(hosts):  # what most hosts have, the others are taken to lack
+    servers = not any(row.get("kind") == "gateway" for row in rows)  # gateways are on the hosts that the file names
+    if servers and len(there) * 2 > len(hosts):  # what most hosts have, the others are taken to lack
         for host in hosts:
             if host not in there:
                 yield Drift(host, name, f"is not deployed here, and is on {len(there)} other hosts")

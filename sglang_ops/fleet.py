@@ -1,4 +1,4 @@
-"""What a run's hosts know of each other: who lacks which model, who has it, and the secret that they share."""
+"""What a run's hosts know of each other: who lacks what, who has it, and the secret that they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops import peers
-from sglang_ops.peers import Host, Model
+from sglang_ops.peers import Host, Kernels, Model
 
 RESULT = "__sglang_server_result"  # what roles/sglang_server/tasks/plan.yml registers
 
@@ -26,13 +26,24 @@ def fleet(
     return [host for host in found if host.port]
 
 
+def offers(hostvars: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What the hosts `names` hold, by repository and revision, as the module `sglang_facts` takes it."""
+    held = [item for name in names for item in _plan(hostvars[name]).get("holds", ())]
+    return {
+        (item["repo"], item["revision"]): {key: item[key] for key in ("commit", "bytes", "files")} for item in held
+    }
+
+
 def _host(name: str, variables: Mapping[str, Any], port: int, *, done: bool) -> Host:
     plan = _plan(variables)
     missing = tuple(_model(item) for item in plan.get("models", ()))
     holds = tuple(_model(item) for item in plan.get("holds", ()))
     address = str(variables.get("sglang_server_peer_address") or variables.get("ansible_host") or name)
     own = int(variables.get("sglang_server_peer_port", port))
-    return Host(name, address, own, () if done else missing, holds + missing if done else holds)
+    if done:
+        missing, holds = (), holds + missing
+    kernels = () if done else tuple(map(_kernels, plan.get("kernels", ())))
+    return Host(name, address, own, missing, holds, kernels, tuple(map(_kernels, plan.get("compiled", ()))))
 
 
 def _plan(variables: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -43,6 +54,10 @@ def _plan(variables: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _model(item: Mapping[str, Any]) -> Model:
     return Model(str(item["repo"]), str(item["commit"]), str(item["hub"]))
+
+
+def _kernels(item: Mapping[str, Any]) -> Kernels:
+    return Kernels(str(item["key"]), str(item["machine"]), str(item["path"]), tuple(item["parts"]))
 
 
 def identity(run_directory: Path) -> str:

@@ -24,6 +24,17 @@ def fronts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> tuple[str
     return tuple(hosts)
 
 
+def served_by(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts at which `deployment` answers: of hosts that serve one model together the first of each group."""
+    return matching(deployment.hosts, task_vars)[:: deployment.nodes]
+
+
+def before(deployment: Deployment, task_vars: Mapping[str, Any]) -> tuple[str, ...]:
+    """Hosts of the gateways that send requests to this host for `deployment`. Raises PreflightError."""
+    fronts = fronts_of(deployment, task_vars)
+    return fronts if fronts and str(task_vars["inventory_hostname"]) in served_by(deployment, task_vars) else ()
+
+
 def gateways_of(task_vars: Mapping[str, Any], templar: Any) -> list[tuple[Gateway, Deployment, tuple[Worker, ...]]]:
     """The gateways that this host runs, each with one of the deployments that it is in front of, and its servers."""
     host = str(task_vars["inventory_hostname"])
@@ -40,7 +51,7 @@ def _workers(
 ) -> tuple[Worker, ...]:
     """Every server of the inventory that stands behind `gateway`, whether it runs or not."""
     members = [item for item in every if item.gateway and item.gateway.service_name == gateway]
-    hosts = dict.fromkeys(host for item in members for host in matching(item.hosts, task_vars))
+    hosts = dict.fromkeys(host for item in members for host in served_by(item, task_vars))
     found = []
     for host in hosts:
         variables = task_vars["hostvars"][host]
@@ -49,7 +60,7 @@ def _workers(
         found += [
             Worker(host, worker_url(item, address))
             for item in own
-            if item.gateway and item.gateway.service_name == gateway
+            if item.gateway and item.gateway.service_name == gateway and host in served_by(item, task_vars)
         ]
     return tuple(found)
 
@@ -70,5 +81,5 @@ def entries_of(task_vars: Mapping[str, Any], templar: Any) -> list[dict[str, str
         {"host": front, "service": item.gateway.service_name, "url": worker_url(item, address)}
         for item in deployments_of(task_vars, templar)
         if item.gateway
-        for front in fronts_of(item, task_vars)
+        for front in before(item, task_vars)
     ]

@@ -10,14 +10,15 @@ from sglang_ops.errors import ExitCode
 from sglang_ops.events import Failure, HostState, RunState
 from sglang_ops.result import Deployed, PlannedStep
 
-PULLED = ("engine", "image", "model")  # the steps of a plan that a pull takes
+PULLED = ("engine", "image", "model", "kernels")  # the steps of a plan that a pull takes
 
 
 @dataclass(frozen=True)
 class Model:
     """A model that a host's deployments need. `bytes` is 0 where the host was not asked, because nothing is missing.
 
-    `fetched` is whether this run brought it, or in check mode would; `giver` the host it came from, "" for the hub.
+    `fetched` is whether this run brought it, or in check mode would; `giver` the host it came from, "" for the hub;
+    `origin` names the host, the hub or its mirror, "" where all of it was there already, and only had to be checked.
     """
 
     repo: str
@@ -25,6 +26,7 @@ class Model:
     fetched: bool
     bytes: int = 0
     giver: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def _pulled(host: HostState) -> Iterator[Model]:
         if source.get("repo"):
             named[source["repo"], str(source.get("commit") or "")] = source["repo"] in missing
     for (repo, commit), fetched in named.items():
-        yield Model(repo, commit, fetched, sizes.get(repo, 0), str((result.get("peers") or {}).get(repo, "")))
+        giver, origin = (str((result.get(key) or {}).get(repo, "")) for key in ("peers", "origins"))
+        yield Model(repo, commit, fetched, sizes.get(repo, 0), giver, origin or giver)
 
 
 @dataclass(frozen=True)

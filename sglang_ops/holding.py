@@ -127,6 +127,11 @@ def identity(playbook: str) -> dict[str, Any]:
     }
 
 
+def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both are of one ansible-playbook."""
+    return all(one.get(key) == other.get(key) for key in ("controller", "pid", "run"))
+
+
 def described(held: Mapping[str, Any], now: float | None = None) -> str:
     """`ana@laptop since 12:01:33 (2 min), deploy, run 20261123-…`: who holds a lock, in one clause."""
     text = str(held.get("who") or "somebody")

@@ -152,7 +152,7 @@ class Keeper:
         asyncio.get_running_loop().remove_reader(self._life)
         for watch in self._watches:
             watch.cancel()
-        if processes.born(self._owner) != self._birth:
+        if not processes.lives(self._owner, self._birth):
             processes.kill(_left_behind(self._life))
         await asyncio.gather(*(grip.end() for grip in self._grips.values()))
         server.close()
@@ -201,7 +201,7 @@ class Keeper:
         if progress:
             with Path(progress).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"host": host, "step": "lock", "lost": why}) + "\n")
-        if processes.born(self._owner) == self._birth:
+        if processes.lives(self._owner, self._birth):
             os.kill(self._owner, signal.SIGINT)
 
 

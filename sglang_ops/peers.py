@@ -1,9 +1,11 @@
-"""Who gets a model from whom, so that the hub is asked for its bytes once. Pure.
+"""Who gets a model from whom, so that the hub is asked for its bytes once, and compiled kernels. Pure.
 
 The hosts that lack a model stand in a chain, in the order of the play: each gets it from the one before it, while that
 one still gets it, so the last is done little later than the first however many there are. The first gets it from a
 host that has it already, else from the hub. Whoever loses its source goes on with the next one, and in the end with
 the hub.
+
+Compiled kernels come straight from a host whose server runs with them; nobody needs to have them.
 """
 
 from __future__ import annotations
@@ -32,6 +34,21 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """A cache of compiled kernels at `path`: `key` is its name everywhere, `machine` the processor that they are for,
+    `parts` the directories in it that are good on every such host.
+    """
+
+    key: str
+    machine: str
+    path: str
+    parts: tuple[str, ...]
+
+    def same(self, other: Kernels) -> bool:
+        return (self.key, self.machine) == (other.key, other.machine)
+
+
+@dataclass(frozen=True)
 class Host:
     """A host of the play, and where others reach its server."""
 
@@ -40,6 +57,8 @@ class Host:
     port: int
     missing: tuple[Model, ...] = ()
     holds: tuple[Model, ...] = ()
+    kernels: tuple[Kernels, ...] = ()
+    compiled: tuple[Kernels, ...] = ()
 
     def lacks(self, key: tuple[str, str]) -> bool:
         return any(model.key == key for model in self.missing)
@@ -49,10 +68,28 @@ class Host:
 
 
 def seeds(fleet: Sequence[Host]) -> list[str]:
-    """Hosts that need nothing themselves, and shall share what they have because others need it."""
+    """Hosts that get nothing themselves, and shall share what they have because others need it."""
     wanted = dict.fromkeys(model.key for host in fleet for model in host.missing)
     chosen = {holder.name: holder for key in wanted for holder in _holders(key, fleet)}
-    return [name for name, holder in chosen.items() if not holder.missing]
+    chosen |= {giver.name: giver for host in fleet for _, givers in kernels_of(host, fleet) for giver in givers}
+    return [name for name, holder in chosen.items() if not holder.missing and not kernels_of(holder, fleet)]
+
+
+def receivers(fleet: Sequence[Host]) -> list[str]:
+    """Hosts that can have compiled kernels."""
+    return [host.name for host in fleet if kernels_of(host, fleet)]
+
+
+def kernels_of(host: Host, fleet: Sequence[Host]) -> list[tuple[Kernels, list[Host]]]:
+    """What the host lacks of compiled kernels and others have, with them; a few, and not always the same one first."""
+    found = []
+    for wanted in host.kernels:
+        having = [each for each in fleet if each is not host and any(wanted.same(item) for item in each.compiled)]
+        first = sum(map(ord, host.name)) % SEEDS if len(having) >= SEEDS else 0
+        givers = [*having[:SEEDS][first:], *having[:first]]
+        if givers:
+            found.append((wanted, givers))
+    return found
 
 
 def sources(name: str, key: tuple[str, str], fleet: Sequence[Host]) -> list[Host]:
@@ -76,9 +113,7 @@ def part_of(name: str, fleet: Sequence[Host]) -> dict[str, Any]:
     follow = []
     for model in host.missing:
         chain = [each for each in fleet if each.lacks(model.key)]
-        named = [
-            {"name": each.name, "address": each.address, "port": each.port} for each in sources(name, model.key, fleet)
-        ]
+        named = _named(sources(name, model.key, fleet))
         if named:
             turn = _turn(name, chain)
             follow.append({"repo": model.repo, "commit": model.commit, "turn": turn, "sources": named})
@@ -90,10 +125,15 @@ def part_of(name: str, fleet: Sequence[Host]) -> dict[str, Any]:
         for model in host.holds
         if host.has(model.key) and model.key in asked
     ]
-    if not follow and not asking:
+    kernels = [_told(item) | {"sources": _named(givers)} for item, givers in kernels_of(host, fleet)]
+    given = [(item, other.name) for other in fleet for item, givers in kernels_of(other, fleet) if host in givers]
+    compiled = [item for item in host.compiled if any(item.same(wanted) for wanted, _ in given)]
+    hosts = list(dict.fromkeys(other for _, other in [*asking, *given]))
+    if not (follow or kernels or hosts):
         return {}
-    hosts = list(dict.fromkeys(other for _, other in asking))
-    return {"name": name, "port": host.port, "follow": follow, "hosts": hosts, "holds": holds}
+    models = {"follow": follow, "holds": holds}
+    return {"name": name, "port": host.port, "hosts": hosts, **models, "kernels": kernels,
+            "compiled": [_told(item) for item in compiled]}  # fmt: skip
 
 
 def identity() -> str:
@@ -122,6 +162,14 @@ def identity() -> str:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return (private + certificate.public_bytes(serialization.Encoding.PEM)).decode()
+
+
+def _named(hosts: Sequence[Host]) -> list[dict[str, Any]]:
+    return [{"name": each.name, "address": each.address, "port": each.port} for each in hosts]
+
+
+def _told(kernels: Kernels) -> dict[str, Any]:
+    return {"key": kernels.key, "path": kernels.path, "parts": list(kernels.parts)}
 
 
 def _holders(key: tuple[str, str], fleet: Sequence[Host]) -> list[Host]:

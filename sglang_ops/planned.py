@@ -12,8 +12,10 @@ from typing import Any
 
 from sglang_ops.errors import ExitCode
 from sglang_ops.events import Failure, HostState, RunState
+from sglang_ops.handed import foreseen
 
 UNITS = "/etc/systemd/system"
+STARTS = ("start", "restart", "check")  # steps that come after everything is there
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,11 @@ class Host:
     services: tuple[Service, ...]
 
     @classmethod
-    def from_state(cls, state: HostState) -> Host:
+    def from_state(cls, state: HostState, run: RunState) -> Host:
         plan: Mapping[str, Any] = state.result("plan").get("plan") or {}
-        steps = tuple(Step(item["step"], item["subject"], item["why"]) for item in plan.get("steps") or ())
+        planned = [Step(item["step"], item["subject"], item["why"]) for item in plan.get("steps") or ()]
+        kernels = [Step(*step) for step in foreseen(state, run.hosts.values())]
+        steps = tuple(sorted([*planned, *kernels], key=lambda step: step.step in STARTS))
         return cls(
             host=state.name,
             errors=tuple(_refusals(plan, state.failure)),
@@ -87,7 +91,7 @@ class Planned:
     @classmethod
     def from_run(cls, state: RunState, *, interrupted: bool = False) -> Planned:
         return cls(
-            hosts=tuple(Host.from_state(host) for host in state.hosts.values()),
+            hosts=tuple(Host.from_state(host, state) for host in state.hosts.values()),
             failures=tuple(state.failures),
             exit_code=ExitCode.INTERRUPTED if interrupted else state.exit_code(),
             interrupted=interrupted,

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
-SESSION, BIRTH = 3, 19  # places of the session and of the start time (in ticks since boot) in _stat
+STATE, SESSION, BIRTH = 0, 3, 19  # places of these, and of the start time (in ticks since boot), in _stat
+ENDED = ("Z", "X")
 
 
 def children(pid: int) -> list[int]:
@@ -53,6 +54,14 @@ def born(pid: int) -> str:
     """When a process began, in ticks since boot; "" if there is none, or no /proc."""
     fields = _stat(pid)
     return fields[BIRTH] if fields else ""
+
+
+def lives(pid: int, birth: str) -> bool:
+    """Whether it is still that process, and has not ended: a parent may be slow to collect it."""
+    if not PROC.is_dir():
+        return True
+    fields = _stat(pid)
+    return bool(fields) and fields[BIRTH] == birth and fields[STATE] not in ENDED
 
 
 def _stat(pid: int) -> list[str]:

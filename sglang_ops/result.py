@@ -12,6 +12,7 @@ from typing import Any
 from sglang_ops.drift import Drift, drift
 from sglang_ops.errors import ExitCode
 from sglang_ops.events import Failure, HostState, RunState
+from sglang_ops.handed import brought, foreseen
 from sglang_ops.rolled import Rolled
 
 UNTOUCHED = ("none", "check")  # actions of a service that is as it should be
@@ -54,6 +55,7 @@ class Host:
     seconds: float
     services: tuple[Service, ...] = ()
     failure: Failure | None = None
+    kernels: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def release(self) -> str | None:
@@ -63,7 +65,10 @@ class Host:
     @classmethod
     def from_state(cls, state: HostState, *, check: bool = False) -> Host:
         services = tuple(_services(state, check=check))
-        return cls(state.name, state.changed, state.executions, round(state.seconds, 2), services, state.failure)
+        return cls(
+            state.name, state.changed, state.executions, round(state.seconds, 2), services, state.failure,
+            brought(state),
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         data = asdict(self)
@@ -99,7 +104,7 @@ class Deployed:
             code = ExitCode.PENDING
         return cls(
             hosts=hosts,
-            steps=tuple(step for host in state.hosts.values() for step in _steps(host)),
+            steps=tuple(step for host in state.hosts.values() for step in _steps(host, state)),
             warnings=tuple(_still_true(state)),
             exit_code=ExitCode.INTERRUPTED if interrupted else code,
             run=run,
@@ -197,7 +202,10 @@ class Status:
             )
 
         services = tagged("services")
+        fronts = {row["host"] for row in services if row.get("kind") == "gateway"}
+        servers = {row["host"] for row in services if row.get("kind") != "gateway"}
         answered = [host.name for host in state.hosts.values() if host.results.get("status")]
+        answered = [name for name in answered if name in servers or name not in fronts]
         differing = drift(services, answered)
         return cls(
             services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), tagged("gateways"), differing
@@ -262,9 +270,10 @@ def _services(host: HostState, *, check: bool) -> Iterator[Service]:
         )
 
 
-def _steps(host: HostState) -> Iterator[PlannedStep]:
+def _steps(host: HostState, run: RunState) -> Iterator[PlannedStep]:
     for step in (host.result("plan").get("plan") or {}).get("steps") or []:
         yield PlannedStep(host.name, str(step["step"]), str(step.get("subject", "")), str(step.get("why", "")))
+    yield from (PlannedStep(host.name, *step) for step in foreseen(host, run.hosts.values()))
 
 
 def _still_true(state: RunState) -> Iterator[str]:

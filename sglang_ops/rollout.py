@@ -76,7 +76,17 @@ def plans_of(names: Sequence[str], hostvars: Hostvars) -> Iterator[Mapping[str, 
 def sizes_for(names: Sequence[str], hostvars: Hostvars) -> list[int]:
     """The batches of the hosts `names`, from what was planned for them."""
     canary, batch, serving = _settings(names, hostvars)
-    return batch_sizes(len(names), canary, batch, serving=serving)
+    unit = unit_of(names, hostvars)
+    return [size * unit for size in batch_sizes(len(names) // unit, canary, batch, serving=serving)]
+
+
+def unit_of(names: Sequence[str], hostvars: Hostvars) -> int:
+    """How many hosts change together, whatever the batch: all of a group where a model spreads over several (nodes).
+
+    All of `names` where groups change that are not whole.
+    """
+    size = max((int(rollout_of(plan).get("unit") or 1) for plan in plans_of(names, hostvars)), default=1)
+    return size if names and len(names) % size == 0 else max(1, len(names))
 
 
 def stops_for(names: Sequence[str], left: Sequence[str], hostvars: Hostvars) -> bool:
@@ -87,7 +97,8 @@ def stops_for(names: Sequence[str], left: Sequence[str], hostvars: Hostvars) -> 
     canary, batch, serving = _settings(names, hostvars)
     plan = next(plans_of(names, hostvars), {})
     had_turn = sum(bool(hostvars[name].get(TURN)) for name in names)
-    first = canary_of(len(names), canary, batch, serving=serving)
+    unit = unit_of(names, hostvars)
+    first = canary_of(len(names) // unit, canary, batch, serving=serving) * unit
     return stops(failed, had_turn, first, int(rollout_of(plan).get("max_failures") or 0))
 
 
@@ -98,7 +109,9 @@ def _settings(names: Sequence[str], hostvars: Hostvars) -> tuple[int | None, int
 
 
 def order_for(names: Sequence[str], hostvars: Hostvars) -> str:
-    """The order of the hosts, in Ansible's words."""
+    """The order of the hosts, in Ansible's words; hosts that serve a model together stay together."""
+    if unit_of(names, hostvars) > 1:
+        return "inventory"
     return str(rollout_of(next(plans_of(names, hostvars), {})).get("order") or "inventory")
 
 

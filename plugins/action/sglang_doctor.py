@@ -21,6 +21,7 @@ except ImportError:  # plain ansible-playbook in a checkout
 from sglang_ops import catalog
 from sglang_ops.action_inputs import FILES_VARIABLE, SECTIONS, deployments_of, group_for, hub_token, plain, resolve_once
 from sglang_ops.errors import OpsError
+from sglang_ops.gateways import gateways_of
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, questions
 from sglang_ops.planning.doctor import diagnose
 from sglang_ops.planning.doctor_facts import Examined, Finding, Machine
@@ -45,15 +46,16 @@ class ActionModule(ActionBase):
         told: list[Finding] = []
         groups: dict[str, Group | None] = {}
         try:
-            deployments = self._deployments(task_vars)
+            deployments, in_front = self._deployments(task_vars)
             groups = {item.service_name: group_for(item, task_vars) for item in deployments}
         except OpsError as error:
-            deployments = ()
+            deployments, in_front = (), False
             told = [Finding("deployment", error.message, error.fix or "Correct the deployment file.")]
         images = {item.image: self._image(item.image, settings) for item in deployments}
         resolved = [image for image in images.values() if isinstance(image, ResolvedImage)]
         asked = questions(deployments, settings, resolved)
-        asked |= {"wants_cdi": True, "disks": asked["disks"] or [f"{settings.hf_home}/hub"]}
+        asked["wants_cdi"] = bool(deployments) or not in_front
+        asked["disks"] = asked["disks"] or [f"{settings.hf_home}/hub"]
         arguments = {"asked": asked, "tokens": [hub_token(item) for item in with_repository(deployments)]}
         started = time.time()
         answer = self._execute_module("sglang_doctor", module_args=arguments, task_vars=task_vars)
@@ -65,7 +67,7 @@ class ActionModule(ActionBase):
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
         machine = Machine.model_validate(answer["machine"])
         wanted, unresolved = _wanted(deployments, images, facts, groups)
-        seen = Examined(facts, machine, settings, deployments, asked=started, answered=ended)
+        seen = Examined(facts, machine, settings, deployments, asked=started, answered=ended, in_front=in_front)
         found = diagnose(seen, wanted, [*told, *unresolved])
         own = {"kind": "doctor", **asdict(found)}
         if not found.problems:
@@ -73,11 +75,12 @@ class ActionModule(ActionBase):
         lines = [f"{item.check}: {item.detail}. Fix: {item.remedy}" for item in found.problems]
         return result | {"failed": True, "msg": "\n".join(lines), "exit_hint": 7, "sglang_ops": own}
 
-    def _deployments(self, task_vars: Mapping[str, Any]) -> tuple[Deployment, ...]:
-        """The deployments of this host; none where there is no file and its variables hold none."""
+    def _deployments(self, task_vars: Mapping[str, Any]) -> tuple[tuple[Deployment, ...], bool]:
+        """The deployments of this host, and whether it runs a gateway; none where there is no file and its variables
+        hold none."""
         if task_vars.get(FILES_VARIABLE) or task_vars.keys() & set(SECTIONS[:2]):
-            return deployments_of(task_vars, self._templar)
-        return ()
+            return deployments_of(task_vars, self._templar), bool(gateways_of(task_vars, self._templar))
+        return (), False
 
     def _image(self, ref: str, settings: Settings) -> ResolvedImage | OpsError:
         try:

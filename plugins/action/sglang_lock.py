@@ -69,6 +69,8 @@ class ActionModule(ActionBase):
         if "held" in answer:
             moved = bool(given.get("planned")) and given["planned"] != answer["before"]
             return {"changed": False, "moved": moved, "sglang_ops": own}
+        if "busy" in answer and holding.same_run(answer["busy"], asked["identity"]):  # one machine with two names
+            return {"changed": False, "moved": False, "sglang_ops": own}
         if "busy" in answer:
             own["holder"] = answer["busy"]
             message = f"{host} is locked by {holding.described(answer['busy'])}. Wait for it with --lock-wait SECONDS."
@@ -78,6 +80,8 @@ class ActionModule(ActionBase):
             within = f"within {asked['settle']:.0f} s"
             message = f"on {host}, work of a run that is gone has not ended {within} (process {numbers})."
             return {"failed": True, "msg": message, "exit_hint": 5, "sglang_ops": own}
+        if self._task.delegate_to:  # the first host, for the fleet: what is wrong with it is told in its own turn
+            return {"changed": False, "sglang_ops": {**own, "executions": 0}}
         said = str(answer.get("said") or "")
         if answer.get("ended") == SSH_FAILED:
             raise AnsibleConnectionFailure(f"Failed to connect to the host via ssh: {said}")

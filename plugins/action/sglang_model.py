@@ -32,7 +32,5 @@ class ActionModule(ProgressAction):
         return result | self.execute_with_progress(module_args=arguments, task_vars=variables)
 
     def _peers(self, options: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
-        """From whom this host gets the models, and whether others get them from it; nobody in check mode."""
-        if self._task.check_mode:
-            return {}
+        """From whom this host gets models and compiled kernels, and whether others get them from it."""
         return told_to(str(variables["inventory_hostname"]), variables, options, Path(C.DEFAULT_LOCAL_TMP))

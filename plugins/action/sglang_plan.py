@@ -28,7 +28,8 @@ from sglang_ops.action_inputs import (
     tagged,
 )
 from sglang_ops.errors import OpsError
-from sglang_ops.gateways import address_of, fronts_of, gateways_of
+from sglang_ops.fleet import RESULT, offers
+from sglang_ops.gateways import address_of, before, gateways_of
 from sglang_ops.planning import (
     HostFacts,
     ResolvedImage,
@@ -83,6 +84,10 @@ class ActionModule(ActionBase):
         asked = questions(deployments, settings, known, [gateway for gateway, _, _ in fronts])
         asked["images"] += [image.digest_ref for image in others if image and image not in known]
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
+        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
+        in_vain = _offer(asked["models"], earlier, task_vars)
+        if in_vain:
+            return self._refused(in_vain)
         asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
         host = str(task_vars["inventory_hostname"])
         asked["toward"] = next((group.other(host) for group in groups.values() if group), "")
@@ -93,8 +98,12 @@ class ActionModule(ActionBase):
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
         chosen = _Images(resolved, settings, facts)
         wanted = [
-            Wanted(placed(item, group, facts) if group else item, image, Secrets.of(item, os.environ),
-                   fronts_of(item, task_vars))
+            Wanted(
+                placed(item, group, facts) if group else item,
+                image,
+                Secrets.of(item, os.environ),
+                before(item, task_vars),
+            )
             for item in deployments
             for group in [groups[item.service_name]]
             if (image := chosen.of(item.service_name, item.image))
@@ -111,7 +120,8 @@ class ActionModule(ActionBase):
             return self._refused([{"check": "rollout", "message": text} for text in changed])
         made = plan(wanted, facts, settings, gateways).as_dict()
         if made["errors"]:
-            return self._refused(made["errors"])
+            more = settings.peer_port and len(task_vars["ansible_play_hosts"]) > 1
+            return _deferred(made) if made["undecided"] and more and not earlier else self._refused(made["errors"])
         made["rollout"] = run.of_host(wanted, made["services"], settings)
         made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings)]
         generation = answer["facts"]["generation"]
@@ -133,6 +143,24 @@ class ActionModule(ActionBase):
             "exit_hint": 7,
             "sglang_ops": {"kind": "plan", "plan": {"errors": errors, "warnings": [], "steps": [], "services": []}},
         }
+
+
+def _deferred(made: dict[str, Any]) -> dict[str, Any]:
+    """A plan that is made anew once all hosts have been looked at: one of them may have the model."""
+    step = {"step": "model", "subject": "models", "why": "the hub is out of reach; another host may have them"}
+    later = made | {"errors": [], "deferred": made["errors"], "steps": [step]}
+    return {"changed": False, "sglang_ops": {"kind": "plan", "plan": later}}
+
+
+def _offer(models: list[dict[str, Any]], before: dict[str, Any] | None, task_vars: dict[str, Any]) -> Any:
+    """Ask for models together with what other hosts hold of them, once all have been planned.
+
+    Returns why a plan that was deferred is refused, [] where it is not.
+    """
+    offered = offers(task_vars["hostvars"], task_vars["ansible_play_hosts"]) if before else {}
+    for model in models:
+        model["offer"] = offered.get((model["repo"], model["revision"]))
+    return [] if any(model["offer"] for model in models) else (before or {}).get("deferred") or []
 
 
 class _Images:

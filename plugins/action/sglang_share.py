@@ -1,4 +1,4 @@
-"""Tell a host that has models which hosts of the run lack to hand them on for a while."""
+"""Tell a host that has what hosts of the run lack to hand it on for a while."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ class ActionModule(ActionBase):
         except AnsibleConnectionFailure as error:
             answer = {"failed": True, "msg": str(error)}
         if answer.get("failed") or answer.get("unreachable"):
-            warning = f"{host} does not share its models: {answer.get('msg')}"
+            warning = f"{host} does not share what it has: {answer.get('msg')}"
             answer = {"sglang_ops": {"kind": "share", "warnings": [warning]}}
         return result | {"changed": False} | answer

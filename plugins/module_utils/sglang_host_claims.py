@@ -60,6 +60,13 @@ def _started(pid: int) -> str:
     return ((read_text("/proc/%d/stat" % pid) or "").rpartition(")")[2].split() + [""] * 20)[19]
 
 
+def switched_on() -> float:
+    """When this host's first process began, by its clock; of a container that of its own init. 0 where unknown."""
+    booted = re.search(r"^btime (\d+)$", read_text("/proc/stat") or "", re.MULTILINE)
+    ticks = _started(1)
+    return int(booted.group(1)) + int(ticks) / os.sysconf("SC_CLK_TCK") if booted and ticks else 0.0
+
+
 def gone(owner: dict, me: dict, age: float = 0) -> bool:
     """Whether the owner can be known to be gone: it last wrote half an hour ago (`age` in seconds), or it was of this
     host, and its process or its boot is over."""

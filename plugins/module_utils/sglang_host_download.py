@@ -9,6 +9,7 @@ import os
 import re
 import time
 
+from ansible.module_utils import sglang_host_claims as claims
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils.sglang_host_command import run, share
 
@@ -103,18 +104,21 @@ class Download:
         """Run the downloader once. Raises Stalled, Unlucky, FetchError."""
         repo, hub = self.model["repo"], self.model["hub"]
         count = functools.partial(models.held, hub, repo, self.source["files"])
-        watch = Watch(count, self.source["bytes"], self.stall_seconds, self.progress.report)
+        watch = Watch(count, self.source["bytes"], self.stall_seconds, self._report)
 
         def tick() -> None:
             self.check()
             watch.tick()
 
         argv = command(self.engine, self.image, self.model, self.source, bool(self.token), xet)
-        with _no_container_left(self.engine, container_name(hub, repo)), _no_partial_left(models.blobs(hub, repo)):
+        with _no_container_left(self.engine, container_name(hub, repo)), _no_partial_left(hub, repo):
             done = self.progress.run_child(argv, on_tick=tick, on_line=functools.partial(self._line, watch),
                                            stdin=self.token or "")
         if not done.ok:
             raise self._failed(done)
+
+    def _report(self, text: str) -> None:
+        self.progress.report("%s from %s" % (text, models.origin(self.model.get("endpoint"))))
 
     def _line(self, watch: Watch, text: str) -> None:
         """The downloader obeys a hub that asks it to wait, for however long."""
@@ -151,11 +155,14 @@ def _no_container_left(engine: str, name: str):
 
 
 @contextlib.contextmanager
-def _no_partial_left(directory: str):
+def _no_partial_left(hub: str, repo: str):
     """No partial files that nobody can continue: ours when we end, forgotten ones when we begin."""
+    directory = models.blobs(hub, repo)
     before = _private_partials(directory)
+    # Whoever wrote before this host was switched on is gone, unless it was another host.
+    dead = 0.0 if claims.sharing(hub) else claims.switched_on()
     for path, modified in before.items():
-        if time.time() - modified > models.ABANDONED_SECONDS:
+        if modified < max(dead, time.time() - models.ABANDONED_SECONDS):
             _remove(path)
     try:
         yield

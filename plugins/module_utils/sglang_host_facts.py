@@ -8,6 +8,7 @@ from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
 from ansible.module_utils import sglang_host_files as files
 from ansible.module_utils import sglang_host_gateway as gateways
+from ansible.module_utils import sglang_host_kernels as kernels
 from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_lock as lock
@@ -102,16 +103,18 @@ def services(with_loads):
 
 
 def model_facts(wanted, token):
-    """The model in the cache, else what the hub says of it; an empty token is none."""
+    """The model in the cache, else what another host offers, or the hub says of it; an empty token is none."""
     asked = {key: wanted[key] for key in ("repo", "revision", "hub")}
     cached = models.cached(wanted["hub"], wanted["repo"], wanted["revision"])
     if cached["complete"]:
         found = files.of_directory(cached["path"])
         return dict(asked, commit=cached["commit"], cached=True, bytes=cached["bytes"], files=found)
+    if wanted.get("offer"):
+        return dict(wanted["offer"], **asked, offered=True)
     try:
         source = models.inspect_source(wanted["repo"], wanted["revision"], wanted.get("endpoint"), token or None)
     except models.SourceError as error:
-        return dict(asked, error=str(error))
+        return dict(asked, error=str(error), out_of_reach=error.kind in ("unreachable", "rate-limited"))
     found = files.of_hub(source, wanted["repo"], wanted.get("endpoint"), token or None)
     return dict(asked, commit=source["commit"], bytes=source["bytes"], files=found)
 
@@ -146,6 +149,8 @@ def gather(asked):
         "listeners": listeners(asked["ports"]),
         "disks": [disk(path) for path in [engine["data_root"]] + asked["disks"]],
         "services": services(asked["loads"]),
+        "machine": kernels.machine() if asked.get("jit_cache") else "",
+        "kernels": kernels.filled(asked.get("jit_cache")),
         "drained": gateways.drained(),
         "interface": routes.interface_to(asked.get("toward")),
         "infiniband": routes.infiniband(),

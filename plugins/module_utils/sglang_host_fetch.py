@@ -13,6 +13,7 @@ from ansible.module_utils.sglang_host_command import free_bytes, share, size
 from ansible.module_utils.sglang_host_download import LONGEST_WAIT, Download, FetchError, Stalled, Unlucky
 
 _SPARE_BYTES = 100 * 10**6
+SHARED = "another host's download"  # into a cache that both use
 PAUSES = (5, 20, 60)  # seconds before the second, third and fourth attempt; the downloader tries by itself within each
 
 
@@ -56,12 +57,16 @@ def alone(model: dict, source: dict, progress):
 
 
 def fetch(engine: str, image: str, model: dict, source: dict, token: str | None, stall_seconds: float, progress):
-    """Bring one model into the cache, see that it is what the hub says, and record that. Raises FetchError."""
+    """Bring one model into the cache, see that it is what the hub says, and record that. Raises FetchError.
+
+    Returns from where it came.
+    """
     with alone(model, source, progress) as claim:
         if claim:
             _bring(Download(engine, image, model, source, token, stall_seconds, progress, claim.check))
             claim.check()
             models.remember(model["hub"], model["repo"], model["revision"], source)
+    return models.origin(model.get("endpoint")) if claim else SHARED
 
 
 def _bring(download: Download) -> None:

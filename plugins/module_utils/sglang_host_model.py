@@ -51,6 +51,11 @@ def directory(hub: str, repo: str) -> str:
     return os.path.join(hub, "models--" + repo.replace("/", "--"))
 
 
+def origin(endpoint: str | None) -> str:
+    """The hub's name for people: of a mirror, host and port. Pure."""
+    return endpoint.partition("://")[2].partition("/")[0] if endpoint else "the hub"
+
+
 def cached(hub: str, repo: str, revision: str) -> dict:
     """{"commit", "path", "complete", "bytes"} of a revision (branch, tag or commit) in the cache; asks nobody.
 

@@ -46,6 +46,26 @@ class Peer:
     def connect(self, timeout=ANSWER_SECONDS):
         return http.client.HTTPSConnection(self._address, self._port, timeout=timeout, context=self._context)
 
+    def first(self, connection, ask, waiting, until=None):
+        """What `ask` answers on a new connection; who refuses may not have come to this task yet. Raises Lost.
+
+        `waiting` is called meanwhile, `until` (monotonic) at most; by default GRACE_SECONDS from now.
+        """
+        until = time.monotonic() + GRACE_SECONDS if until is None else until
+        while True:
+            try:
+                connection.connect()
+                connection.sock.settimeout(ANSWER_SECONDS)
+                return ask()
+            except (ConnectionRefusedError, ssl.SSLError) as error:  # the latter: the server of an earlier run
+                connection.close()
+                if time.monotonic() > until:
+                    raise Lost(why(error)) from error
+                waiting()
+                time.sleep(POLL_SECONDS * 5)
+            except OSError as error:
+                raise Lost(why(error)) from error
+
     def state(self, connection):
         """(whether it still downloads, {BLOB: [bytes to be had, whether that is all]}). Raises OSError."""
         with _http_errors():
@@ -53,6 +73,13 @@ class Peer:
             answer = connection.getresponse()
             told = json.loads(answer.read())
         return told["fetching"], told["files"]
+
+    def files(self, connection, key):
+        """[{"name", "size", "blob"}] of a model, [] where it has none of that name. Raises OSError."""
+        with _http_errors():
+            connection.request("GET", "/models/" + quote(key))
+            answer = connection.getresponse()
+            return json.loads(answer.read())
 
     def done(self, host) -> None:
         """Tell it that `host` needs it no more; it would find out by itself."""
@@ -117,7 +144,8 @@ class Follower:
         self._there, self._failure, self._over = {}, None, False
         connection = peer.connect(CONNECT_SECONDS)
         self._connections = [connection]
-        fetching, files = self._first_state(peer, connection)
+        fetching, files = peer.first(connection, lambda: peer.state(connection),
+                                     lambda: self._report(self.have, peer.name), self._began + GRACE_SECONDS)
         workers = [threading.Thread(target=self._work, args=(peer,), daemon=True) for _ in range(CONNECTIONS)]
         try:
             for worker in workers:
@@ -134,21 +162,6 @@ class Follower:
             connection.close()
             for part in self.parts:
                 part.close()
-
-    def _first_state(self, peer, connection):
-        while True:
-            try:
-                connection.connect()
-                connection.sock.settimeout(ANSWER_SECONDS)
-                return peer.state(connection)
-            except (ConnectionRefusedError, ssl.SSLError) as error:  # the latter: the server of an earlier run
-                connection.close()
-                if time.monotonic() - self._began > GRACE_SECONDS:
-                    raise Lost(_why(error)) from error
-                self._report(self.have, peer.name)
-                time.sleep(POLL_SECONDS * 5)
-            except OSError as error:
-                raise Lost(_why(error)) from error
 
     def _watch(self, peer, connection, fetching, files) -> None:
         """Tell the workers what is there, until all is whole or no more will come."""
@@ -173,7 +186,7 @@ class Follower:
             try:
                 fetching, files = peer.state(connection)
             except OSError as error:
-                raise Lost(_why(error)) from error
+                raise Lost(why(error)) from error
 
     def _wants(self, part) -> bool:
         """Whether the host has something for us. Zero bytes are all of an empty file."""
@@ -227,7 +240,7 @@ class Follower:
                     try:
                         data = next(stream, None)
                     except OSError as error:
-                        raise Broken(_why(error)) from error
+                        raise Broken(why(error)) from error
                     if data is None:
                         break
                     part.write(data)
@@ -247,7 +260,7 @@ def _cut(connection) -> None:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def _why(error) -> str:
+def why(error) -> str:
     """An OSError of a connection in a few words."""
     if isinstance(error, ConnectionRefusedError):
         return "it refuses connections"

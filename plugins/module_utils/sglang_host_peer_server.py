@@ -1,10 +1,12 @@
-"""Hands the files of models to the other hosts of a run while they are still being downloaded here.
+"""Hands models to the other hosts of a run while they are still being downloaded here, and compiled kernels.
 
-This file is the whole program of a process of its own (see `sglang_host_peers`), so it uses nothing but Python
-3.8's standard library. It answers HTTPS, and only to whoever has the key of the run:
+With `sglang_host_peer_trees` it is the whole program of a process of its own (see `sglang_host_peers`), so it uses
+nothing but Python 3.8's standard library. It answers HTTPS, and only to whoever has the key of the run:
 
     GET /state         {"fetching": bool, "files": {BLOB: [bytes to be had, whether that is all of it]}}
+    GET /models/KEY    the files of a model (REPO@COMMIT), each with name, size and blob
     GET /blobs/BLOB    with `Range: bytes=FROM-TO`: of these bytes what is there
+    GET /kernels/KEY   a cache of compiled kernels, as `Tree.send` writes it
     GET /done/HOST     this host needs nothing more
 
 Nobody waits on an open answer: a client asks for what the state says is there, so a host that is gone is known
@@ -26,6 +28,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
+from ansible.module_utils.sglang_host_peer_trees import Tree
+
 IDLE_SECONDS = 60  # without a question and without a download, for hosts that never say that they are done
 TIMEOUT_SECONDS = 30  # for a connection on which nothing happens
 FRESH_SECONDS = 0.05  # how old an answer to /state may be; several hosts may ask
@@ -35,14 +39,16 @@ BLOCK = 1 << 16
 
 
 def serve(told) -> None:
-    """Serve until nobody asks any more. `told`: identity (PEM), address, port, models, pid, and who may ask (hosts)."""
+    """Serve until nobody asks any more. `told`: identity (PEM), address, port, models, compiled, pid, who may ask
+    (hosts)."""
     with Server(told) as server:
         threading.Thread(target=server.end_when_idle, daemon=True).start()
         server.serve_forever()
 
 
 class Shelf:
-    """The files of models in a host's cache. `models`: [{"blobs": directory, "files": {BLOB: size}}]."""
+    """The files of models in a host's cache. `models`: [{"key", "blobs": directory, "files": {BLOB: size}, "names":
+    {name: BLOB}}]."""
 
     def __init__(self, models) -> None:
         self._models = models
@@ -57,6 +63,14 @@ class Shelf:
                 self._state = dict(self._look())
                 self._seen = time.monotonic()
             return self._state
+
+    def listed(self, key) -> list:
+        """The files of a model by their names in its repository."""
+        for model in self._models:
+            if model.get("key") == key:
+                sizes, names = model["files"], model["names"]
+                return [{"name": name, "size": sizes[blob], "blob": blob} for name, blob in names.items()]
+        return []
 
     def _look(self):
         for model in self._models:
@@ -127,6 +141,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, told) -> None:
         self.context = context(told["identity"], ssl.PROTOCOL_TLS_SERVER)
         self.shelf = Shelf(told["models"])
+        self.trees = {item["key"]: Tree(item["path"], item["parts"]) for item in told.get("compiled", ())}
         self._downloader = told.get("pid") and (told["pid"], started(told["pid"]))
         self._hosts = set(told["hosts"])
         self._asked = time.monotonic()
@@ -200,6 +215,11 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer(200, json.dumps(state).encode())
             elif blob:
                 self._send(blob.group(1))
+            elif self.path.startswith("/models/"):
+                found = self.server.shelf.listed(unquote(self.path[len("/models/"):]))
+                self._answer(200 if found else 404, json.dumps(found).encode())
+            elif self.path.startswith("/kernels/"):
+                self._send_tree(self.server.trees.get(unquote(self.path[len("/kernels/"):])))
             elif self.path.startswith("/done/"):
                 self.server.forget(unquote(self.path[len("/done/"):]))
                 self._answer(200)
@@ -227,6 +247,16 @@ class Handler(BaseHTTPRequestHandler):
                     return
                 self.wfile.write(part)
                 begin += len(part)
+
+    def _send_tree(self, tree) -> None:
+        if tree is None:
+            self._answer(404)
+            return
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        tree.send(self.wfile.write)  # what goes wrong ends the connection before the last line
 
     def _answer(self, status, body=b"") -> None:
         self.send_response(status)

@@ -1,5 +1,7 @@
 """One download for all hosts of a run: each gets a model from the host before it, while that one still gets it.
 
+Compiled kernels come the same way, from hosts that run with them.
+
 What a host gets, and what it has, it hands on over HTTPS. The server (`sglang_host_peer_server`) is a transient unit of
 systemd, because hosts that come later may need it when the module has ended; it ends by itself when nobody asks any
 more. Both sides show the certificate that was made for the run. Its key travels as an argument of the module, and from
@@ -25,7 +27,9 @@ from ansible.module_utils import sglang_host_fetch as fetching
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_peer_client as client
 from ansible.module_utils import sglang_host_peer_files as files
+from ansible.module_utils import sglang_host_peer_kernels as kernels
 from ansible.module_utils import sglang_host_peer_server as server
+from ansible.module_utils import sglang_host_peer_trees as trees
 from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils.sglang_host_command import run, share
 from ansible.module_utils.sglang_host_progress import DIRECTORY
@@ -40,13 +44,15 @@ _PROPERTIES = (
     "ProtectSystem=strict", "ReadWritePaths=" + DIRECTORY,
 )
 _BOOT = """
-import json, os, sys
+import json, os, sys, types
 with open(sys.argv[1]) as stream: told = json.load(stream)
 os.unlink(sys.argv[1])
-exec(compile(told.pop("code"), "sglang-ops-peers", "exec"))
-serve(told)
+for name, text in told.pop("code"):
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, name, "exec"), module.__dict__)
+module.serve(told)
 """
-
+PROGRAM = [(module.__name__, inspect.getsource(module)) for module in (trees, server)]
 
 # The parameter `peers` of modules, as `sglang_ops.peers` fills it in; nothing for a host that is alone.
 ARGUMENT = {"type": "dict", "options": {
@@ -57,6 +63,8 @@ ARGUMENT = {"type": "dict", "options": {
     "hosts": {"type": "list", "elements": "str", "default": []},
     "holds": {"type": "list", "elements": "dict", "default": []},
     "follow": {"type": "list", "elements": "dict", "default": []},
+    "kernels": {"type": "list", "elements": "dict", "default": []},
+    "compiled": {"type": "list", "elements": "dict", "default": []},
 }}
 
 
@@ -66,8 +74,7 @@ def sharing(asked, missing, stall_seconds):
     started. `missing`: [(model, source)] that will be brought into the cache.
     """
     shared = Shared(asked, stall_seconds)
-    coming = [{"blobs": models.blobs(model["hub"], model["repo"]),
-               "files": {item["blob"]: item["size"] for item in source["files"]}} for model, source in missing]
+    coming = [_shelved(model, source["commit"], source["files"]) for model, source in missing]
     if asked and asked["hosts"]:
         shared.warnings += serve(asked, coming, os.getpid())
     yield shared
@@ -75,13 +82,30 @@ def sharing(asked, missing, stall_seconds):
 
 
 class Shared:
-    """`follow` gets a model from other hosts; `warnings` says what did not work, `givers` who gave what in the end."""
+    """`follow` gets a model from other hosts, `bring_kernels` what they have compiled; `warnings` says what did not
+    work, `givers` who gave what in the end, `origins` where else it came from, `kernels` what came of these."""
 
     def __init__(self, asked, stall_seconds) -> None:
         self._asked, self._stall = asked, stall_seconds
         self._lost = set()  # type: set[str]
         self.warnings = []  # type: list[str]
         self.givers = {}  # type: dict[str, str]
+        self.origins = {}  # type: dict[str, str]
+        self.kernels = []  # type: list[dict]
+
+    def bring_kernels(self, progress) -> None:
+        """Before the models, which may take longer than those who have kernels wait."""
+        for item in kernels.missing(self._asked):
+            brought, warnings = kernels.bring(item, map(self._peer, item["sources"]), progress)
+            self.kernels += [brought] if brought and brought["files"] else []
+            self.warnings += warnings
+
+    def require(self, model, source, progress) -> None:
+        """Get a model that no hub gives. Raises FetchError, OSError."""
+        if not self.follow(model, source, progress):
+            why = self.warnings[-1] if self.warnings else "another process brings it into this cache"
+            raise fetching.FetchError("%s cannot be had: the hub is out of reach, and no other host gave all of it "
+                                      "(%s). Run this again." % (model["repo"], why))
 
     def follow(self, model, source, progress) -> bool:
         """Whether the model is whole in the cache now; if not, the hub must be asked. Raises FetchError, OSError."""
@@ -98,7 +122,7 @@ class Shared:
                 raise
             raise fetching.FetchError("%s does not fit into %s: the disk is full. Free space there, then run this "
                                       "again: it goes on from where it is." % (model["repo"], model["hub"])) from error
-        if not whole:
+        if not whole and not model.get("offered"):
             _discard(models.blobs(model["hub"], model["repo"]))
         return whole
 
@@ -108,6 +132,7 @@ class Shared:
         sizes = {item["blob"]: item["size"] for item in source["files"]}
         with fetching.alone(model, source, progress) as claim:
             if not claim:  # it shares its cache with a host that has just got it
+                self.origins[repo] = fetching.SHARED
                 return True
             os.makedirs(blobs, mode=0o755, exist_ok=True)
             _check(home, blobs, sizes, progress)
@@ -128,7 +153,8 @@ class Shared:
 
     def leave(self) -> None:
         """Tell the sources that nothing more is needed, so that they need not wait."""
-        everyone = {source["name"]: source for turn in self._turns() for source in turn["sources"]}
+        given = self._asked["kernels"] if self._asked else []
+        everyone = {source["name"]: source for turn in [*self._turns(), *given] for source in turn["sources"]}
         for source in everyone.values():
             if source["name"] not in self._lost:
                 self._peer(source).done(self._asked["name"])
@@ -137,8 +163,7 @@ class Shared:
         return self._asked["follow"] if self._asked else ()
 
     def _peer(self, source):
-        context = server.context(self._asked["identity"], ssl.PROTOCOL_TLS_CLIENT)
-        return client.Peer(source["name"], source["address"], source["port"], context)
+        return _peer(self._asked, source)
 
     def _from_one_of(self, sources, follower, repo) -> bool:
         for source in sources:
@@ -149,9 +174,14 @@ class Shared:
                 self.warnings.append("%s cannot be had from %s (%s:%d): %s" % (
                     repo, source["name"], source["address"], source["port"], why))
                 continue
-            self.givers[repo] = source["name"]
+            self.givers[repo] = self.origins[repo] = source["name"]
             return True
         return False
+
+
+def _peer(asked, source):
+    context = server.context(asked["identity"], ssl.PROTOCOL_TLS_CLIENT)
+    return client.Peer(source["name"], source["address"], source["port"], context)
 
 
 def serve(asked, coming=(), downloader=None) -> list:
@@ -159,9 +189,9 @@ def serve(asked, coming=(), downloader=None) -> list:
 
     `coming`: models that this process (`downloader`) gets; those that are whole already are in `asked`.
     """
-    held = [{"blobs": models.blobs(item["hub"], item["repo"]), "files": _files(item)} for item in asked["holds"]]
+    held = [_shelved(item, item["commit"], _files(item)) for item in asked["holds"]]
     told = {"identity": asked["identity"], "address": asked["address"], "port": asked["port"], "pid": downloader,
-            "hosts": asked["hosts"], "models": [*held, *coming], "code": inspect.getsource(server)}
+            "hosts": asked["hosts"], "models": [*held, *coming], "compiled": asked["compiled"], "code": PROGRAM}
     run("systemctl", "stop", UNIT)
     taken = probe.listener(asked["port"])
     if taken:
@@ -192,15 +222,48 @@ def _wait_for(port) -> list:
     return ["models are not shared: the server on port %d does not start; see journalctl -u %s." % (port, UNIT)]
 
 
-def _files(item) -> dict:
-    """{BLOB: size} of a snapshot in the cache."""
-    found = {}
+def listing(asked, model) -> dict:
+    """What a host of the run has of a model that the hub does not tell of, as the hub would say it. Raises FetchError.
+
+    Whoever has it whole is among the sources; those that are still to get it do not answer yet.
+    """
+    wanted, why = (model["repo"], model["commit"]), "no host of the run offers it"
+    turns = [turn for turn in (asked or {}).get("follow") or [] if (turn["repo"], turn["commit"]) == wanted]
+    for source in [source for turn in turns for source in turn["sources"]]:
+        peer = _peer(asked, source)
+        connection = peer.connect(client.CONNECT_SECONDS)
+        with contextlib.closing(connection):
+            try:
+                found = peer.first(connection, lambda: peer.files(connection, "%s@%s" % wanted), lambda: None, 0)  # noqa: B023
+            except client.Lost as error:
+                why = "%s: %s" % (source["name"], error)
+                continue
+        if found and all(checksums.kind(item["blob"]) and trees.is_inside(item["name"]) for item in found):
+            total = sum(item["size"] for item in found)
+            return {"commit": model["commit"], "files": found, "all": True, "bytes": total}
+    raise fetching.FetchError("%s cannot be had: the hub is out of reach, and %s." % (model["repo"], why))
+
+
+def _shelved(model, commit, listed) -> dict:
+    """A model as the server knows it."""
+    return {
+        "key": "%s@%s" % (model["repo"], commit), "blobs": models.blobs(model["hub"], model["repo"]),
+        "files": {item["blob"]: item["size"] for item in listed},
+        "names": {item["name"]: item["blob"] for item in listed},
+    }
+
+
+def _files(item) -> list:
+    """The files of a snapshot in the cache: [{"name", "size", "blob"}]."""
+    found = []
     snapshot = os.path.join(models.directory(item["hub"], item["repo"]), "snapshots", item["commit"])
     for parent, _, names in os.walk(snapshot):
         for name in names:
-            path = os.path.realpath(os.path.join(parent, name))
+            link = os.path.join(parent, name)
+            path = os.path.realpath(link)
             if checksums.kind(os.path.basename(path)) and os.path.exists(path):
-                found[os.path.basename(path)] = os.path.getsize(path)
+                found.append({"name": os.path.relpath(link, snapshot), "size": os.path.getsize(path),
+                              "blob": os.path.basename(path)})
     return found
 
 

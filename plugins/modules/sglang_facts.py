@@ -45,7 +45,9 @@ options:
     elements: str
     default: []
   models:
-    description: Hub models to look for, with repo, revision, endpoint and the directory of the cache (hub).
+    description:
+      - Hub models to look for, with repo, revision, endpoint and the directory of the cache (hub).
+      - With what another host has of it (offer; commit, bytes and files), the hub is not asked.
     type: list
     elements: dict
     default: []
@@ -69,6 +71,10 @@ options:
     type: list
     elements: str
     default: []
+  jit_cache:
+    description: The directory of compiled kernels; which of those below it hold any?
+    type: str
+    default: ""
   runtime:
     description: Names to look up in C(/etc/sglang-ops/runtime.env).
     type: list
@@ -117,6 +123,7 @@ def main():
             "checkpoints": {"type": "list", "elements": "str", "default": []},
             "ports": {"type": "list", "elements": "int", "default": []},
             "disks": {"type": "list", "elements": "str", "default": []},
+            "jit_cache": {"type": "str", "default": ""},
             "runtime": {"type": "list", "elements": "str", "default": []},
             "toward": {"type": "str", "default": ""},
             "loads": {"type": "bool", "default": False},

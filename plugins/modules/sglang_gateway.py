@@ -18,10 +18,11 @@ options:
     required: true
   state:
     description:
+      - V(joined) and V(left) leave alone what an operator has drained; V(undrained) is V(joined) for that, too.
       - V(reconciled) registers each of O(workers) that answers and that no operator has drained, and takes out
         all others.
     type: str
-    choices: [joined, left, drained, reconciled]
+    choices: [joined, left, drained, undrained, reconciled]
     default: joined
   workers:
     description: URLs of the servers.
@@ -73,7 +74,7 @@ def decide(state, workers, listed, members):
 
     `listed` are the URLs that the router knows, `members` what it was told of each before.
     """
-    if state == "joined":
+    if state in ("joined", "undrained"):
         return {"add": [url for url in workers if url not in listed], "remove": [],
                 "remember": dict.fromkeys(workers, "in")}
     if state in ("left", "drained"):
@@ -157,7 +158,8 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "service": {"type": "str", "required": True},
-            "state": {"type": "str", "default": "joined", "choices": ["joined", "left", "drained", "reconciled"]},
+            "state": {"type": "str", "default": "joined",
+                      "choices": ["joined", "left", "drained", "undrained", "reconciled"]},
             "workers": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 60},
             "rejoin": {"type": "int", "default": 0},
@@ -167,6 +169,8 @@ def main():
     name, state, urls = (module.params[key] for key in ("service", "state", "workers"))
     started = time.monotonic()
     gate, members = gateways.gate_of(name), gateways.members(name)
+    if state in ("joined", "left"):
+        urls = [url for url in urls if members.get(url) != "drained"]
     leaving = state in ("left", "drained")
     if not gate and module.check_mode:
         module.exit_json(changed=not leaving, sglang_ops={"kind": "gateway", "service": name, "workers": []})

@@ -78,6 +78,7 @@ sglang_ops:
 import os
 
 from ansible.module_utils import sglang_host_arrivals as arrivals
+from ansible.module_utils import sglang_host_claims as claims
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_command import free_bytes, size
@@ -123,6 +124,34 @@ def refusal(missing):
     return ""
 
 
+def claimed(model, progress):
+    """Nobody else writes this model into this cache within the block, on no host that shares it."""
+    def waiting(host):
+        progress.report("%s brings %s into this cache" % (host, model["repo"]))
+
+    return claims.holding(model["hub"], os.path.basename(models.directory(model["hub"], model["repo"])), waiting)
+
+
+def begin(missing, progress):
+    """Note what shall come, so that what was cut off can be told from what is whole. Returns what is missing still."""
+    for model in missing:
+        with claimed(model, progress):
+            if not is_there(model):  # whoever was at it may have brought it
+                models.intend(model["hub"], model["repo"], model)
+    return [model for model in missing if not is_there(model)]
+
+
+def take(missing, progress):
+    """Check what has arrived, put it in its place, and make the snapshots. Raises ArrivalError, OSError."""
+    for model in missing:
+        with claimed(model, progress) as claim:
+            if is_there(model):
+                continue
+            arrivals.accept_all(coming([model]), progress.report)
+            claim.check()
+            enter(model)
+
+
 def enter(model):
     """Make the snapshot of blobs that are there, and record that it is whole."""
     hub = model["hub"]
@@ -158,7 +187,6 @@ def main():
     )
     wanted = module.params["models"]
     missing = [model for model in wanted if not is_there(model)]
-    files = coming(missing)
     report = {"kind": "bundle", "items": described(wanted, missing)}
     result = {"changed": bool(missing), "sglang_ops": report, "diff": {
         "before_header": "models", "after_header": "models", "before": "",
@@ -166,13 +194,16 @@ def main():
     why_not = refusal(missing)
     if why_not:
         module.fail_json(exit_hint=7, sglang_ops=report, msg=why_not)
-    if module.check_mode or not module.params["arrived"]:
-        module.exit_json(send=arrivals.wanted(files), **result)
+    if module.check_mode:
+        module.exit_json(send=arrivals.wanted(coming(missing)), **result)
     try:
         with Progress(module.params["progress_token"], "model_import") as progress:
-            arrivals.accept_all(files, progress.report)
-            for model in missing:
-                enter(model)
+            if not module.params["arrived"]:
+                module.exit_json(send=arrivals.wanted(coming(begin(missing, progress))), **result)
+            take(missing, progress)
+    except claims.Lost:
+        module.fail_json(msg="This host stood still for more than %d s, and another one brings the model into the "
+                         "cache. Run this again to see how far it is." % claims.STALE_SECONDS, sglang_ops=report)
     except (arrivals.ArrivalError, OSError) as error:
         module.fail_json(msg=str(error), sglang_ops=report)
     module.exit_json(**result)

@@ -1,13 +1,13 @@
 #!/usr/bin/python
-"""Hand models that are in a host's cache to the other hosts of the run, for a while."""
+"""Hand models and compiled kernels of a host to the other hosts of the run, for a while."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sglang_share
-short_description: Let the other hosts of the run have the models of this host's cache
+short_description: Let the other hosts of the run have the models and compiled kernels of this host
 description:
-  - Starts a transient unit, C(sglang-ops-peers), which serves the files of these models over HTTPS to whoever has the
+  - Starts a transient unit, C(sglang-ops-peers), which serves these files over HTTPS to whoever has the
     certificate of the run, and ends when nobody has asked for a minute.
   - Nothing is kept on the host. Where it cannot be started the result says so in C(warnings), and nothing fails.
 options:

@@ -27,8 +27,11 @@ def pulled(console: Console, result: Pulled) -> None:
             word = "to fetch" if result.run.check else "failed" if host.failure else "fetched"
             style = "red" if word == "failed" else "green"
             shown = Text(word, style=style) if model.fetched else Text("unchanged")
-            came = (model.giver or "the hub") if word == "fetched" and model.fetched else "-"
+            came = (model.origin or "the cache") if word == "fetched" and model.fetched else "-"
             table.add_row(host.host, model.repo, model.commit[:12] or "-", shown, size(model.bytes), came)
+        for item in host.kernels:
+            copied = Text("copied", style="green")
+            table.add_row(host.host, f"kernels {item['key']}", "-", copied, size(item["bytes"]), item["giver"])
         if not models:
             table.add_row(host.host, "-", "-", Text("failed", style="red") if host.failure else "-", "-", "-")
     console.print(table)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sglang_ops.planned import Host, Planned, Service
 
 # What a step does, in the words of a person.
-WORDS = {"engine": "prepare", "image": "pull", "model": "fetch"}
+WORDS = {"engine": "prepare", "image": "pull", "model": "fetch", "kernels": "copy"}
 # Why a host has no plan, where nothing refused it.
 ENDS = {"connect": "not reached", "plan": "failed"}
 # How far the size of the cache is to be trusted.

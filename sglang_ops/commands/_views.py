@@ -93,6 +93,10 @@ def deployed(console: Console, result: Deployed) -> None:
         table.add_row(*(row[index] or "-" for index in used))
     if rows:
         console.print(table)
+    for host in result.hosts:
+        for item in host.kernels:
+            line = f"{host.host}: {item['files']} files of compiled kernels from {item['giver']}."
+            console.print(escape(line), soft_wrap=True)
 
 
 def _outcome(host: Host, service: Service | None) -> Text:

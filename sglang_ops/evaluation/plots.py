@@ -78,7 +78,8 @@ def intervals(rows: Sequence[Row], *, title: str, share: bool, bars: bool = Fals
 
 def histogram(values: Sequence[float], *, title: str, unit: str, whole: bool = False) -> Markup:
     """How often which value occurs. Half the values lie below the marked line. `whole`: the values are counts."""
-    scale = _Scale(0.0 if min(values) >= 0 else min(values), max(values), whole=whole, ticks=4)
+    highest = max(values) + 1 if whole else max(values)  # a count has a place as wide as one
+    scale = _Scale(0.0 if min(values) >= 0 else min(values), highest, whole=whole, ticks=4)
     width = (scale.high - scale.low) / BINS
     if whole:
         width = max(1.0, math.ceil(width))
@@ -96,12 +97,13 @@ def histogram(values: Sequence[float], *, title: str, unit: str, whole: bool = F
     for number, found in enumerate(bins):
         low, high = scale.low + number * width, min(scale.low + (number + 1) * width, scale.high)
         size = most.share(found) * (height - 8)
-        hint = f"{_number(low)} to {_number(high)} {unit}: {found}"
+        span = number_of(low) if whole and width == 1 else f"{number_of(low)} to {number_of(high - whole)}"
+        hint = f"{span} {unit}: {found}"
         parts.append(_rect(at(low) + 1, height - size, max(at(high) - at(low) - 2, 1), size, "bar", hint))
     middle = at(quantile(values, 0.5))
     parts.append(Markup('<path d="M{} 0V{}" class="median"/>').format(_n(middle), _n(height)))
     near_end = middle > (left + right) / 2
-    label = f"median {_number(quantile(values, 0.5))} {unit}"
+    label = f"median {number_of(quantile(values, 0.5))} {unit}"
     parts.append(_text(middle + (-6 if near_end else 6), 10, label, "end" if near_end else "start"))
     return _svg(parts, height + AXIS, title, NARROW)
 
@@ -176,7 +178,7 @@ def _axis_below(scale: _Scale, at: object, height: float, unit: str, *, grid: bo
         parts.append(Markup('<path d="M{} {}V{}" class="{}"/>').format(
             _n(x), 0 if grid else _n(height), _n(height + 4), "grid" if grid else "tick"
         ))  # fmt: skip
-        label = f"{tick * 100:.0f} %" if unit == "%" else _number(tick)
+        label = f"{tick * 100:.0f} %" if unit == "%" else number_of(tick)
         parts.append(_text(x, height + 17, label, "middle", "axis"))
     last = place(scale.high)
     if unit not in {"", "%"}:
@@ -189,7 +191,7 @@ def _axis_left(scale: _Scale, height: float, left: float, right: float, *, top: 
     for tick in scale.ticks():
         y = top + height - scale.share(tick) * height
         parts.append(Markup('<path d="M{} {}H{}" class="grid"/>').format(_n(left), _n(y), _n(right)))
-        parts.append(_text(left - 8, y + 4, _number(tick), "end", "axis"))
+        parts.append(_text(left - 8, y + 4, number_of(tick), "end", "axis"))
     return Markup("").join(parts)
 
 
@@ -215,7 +217,7 @@ def _shortened(label: str) -> str:
     return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
 
 
-def _number(value: float) -> str:
+def number_of(value: float) -> str:
     """As few digits as tell it apart: 12,000; 340; 1.5; 0.025."""
     if abs(value) >= 100:
         return f"{value:,.0f}"

@@ -31,7 +31,7 @@ class _Item:
 
     sample: Sample
     mark: str  # failed, empty, reasoning only, wrong
-    scores: str
+    score: str
 
 
 def build(run: Run) -> str:
@@ -132,7 +132,7 @@ def _distribution(title: str, unit: str, values: Sequence[float | None], *, whol
     if not known:
         return None
     quantiles = [(name, plots.quantile(known, part)) for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))]
-    shown = [(name, f"{value:,.0f}" if whole else f"{value:,.2f}") for name, value in (*quantiles, ("max", max(known)))]
+    shown = [(name, plots.number_of(value)) for name, value in (*quantiles, ("max", max(known)))]
     plot = plots.histogram(known, title=title, unit=unit, whole=whole)
     return {"title": title, "unit": unit, "plot": plot, "quantiles": shown}
 
@@ -146,8 +146,8 @@ def _to_read(task: Task) -> list[_Item]:
     for sample in task.samples:
         mark = _mark(sample, primary, best)
         if mark:
-            shown = ", ".join(f"{name} {score:g}" for name, score in sample.scores.items())
-            found.append(_Item(sample, mark, shown))
+            score = sample.scores.get(primary)
+            found.append(_Item(sample, mark, "" if score is None else f"{primary} {score:g}"))
     order = ("failed", "empty", "reasoning only", "wrong")
     return sorted(found, key=lambda item: (order.index(item.mark), item.sample.scores.get(primary, 0.0)))
 

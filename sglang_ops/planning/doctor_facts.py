@@ -129,8 +129,8 @@ class Machine(_Fact):
 
 @dataclass(frozen=True)
 class Examined:
-    """A host and what it is to serve. `asked` and `answered` are the controller's clock around the examination,
-    in seconds since the epoch."""
+    """A host and what it is to serve; `in_front` tells that it runs a gateway. `asked` and `answered` are the
+    controller's clock around the examination, in seconds since the epoch."""
 
     facts: HostFacts
     machine: Machine
@@ -138,6 +138,7 @@ class Examined:
     deployments: tuple[Deployment, ...] = ()
     asked: float = 0.0
     answered: float = 0.0
+    in_front: bool = False
 
     @property
     def host(self) -> str:
@@ -151,6 +152,8 @@ class Examined:
     @property
     def for_gpus(self) -> bool:
         """Whether GPUs are wanted of this host, or there."""
+        if self.in_front and not self.deployments:
+            return False
         wanted = not self.deployments or not all(gpus.on_cpu(item) for item in self.deployments)
         return wanted or bool(self.facts.gpus or self.machine.nvidia.pci)
 

@@ -49,15 +49,20 @@ class ModelFiles(_Fact):
 
 
 class Model(_Fact):
-    """A hub model in the host's cache, or what the hub said of it when it is not there. Sizes in bytes."""
+    """A hub model in the host's cache, or what the hub said of it when it is not there. Sizes in bytes.
+
+    `offered`: it is not there, and another host of the run has it. `out_of_reach`: the hub neither gave nor refused it.
+    """
 
     repo: str
     revision: str = "main"
     hub: str = ""
     commit: str | None = None
     cached: bool = False
+    offered: bool = False
     bytes: int = 0
     error: str | None = None
+    out_of_reach: bool = False
     files: ModelFiles | None = None
 
 
@@ -122,6 +127,8 @@ class HostFacts(_Fact):
     `drained` is set while an operator has taken the host out of its gateways. `interface` leads to the other hosts of
     its group, where a deployment spreads over several. `loaded` has images by digest, by the tag under which they came
     from files: the tags whose registry did not answer.
+    `kernels` are the directories below the cache of compiled kernels that hold any, `machine` the mark of the processor
+    that they were compiled for.
     """
 
     host: str
@@ -140,6 +147,8 @@ class HostFacts(_Fact):
     disks: tuple[Disk, ...] = ()
     services: tuple[Service, ...] = ()
     runtime: dict[str, str | None] = {}
+    machine: str = ""
+    kernels: tuple[str, ...] = ()
     drained: bool = False
     interface: str = ""
     infiniband: bool = False

@@ -22,7 +22,7 @@ TARGET = "/jit"
 # Who reads what, and what is below TARGET for it. All of these lock or rename what they write and name it by its
 # content, so services with the same directory share it. Newer releases of SGLang would put most of them below
 # SGLANG_CACHE_DIR themselves, older ones into the home directory and /tmp.
-_SHARED = {
+SHARED = {
     "CUDA_CACHE_PATH": "cuda",
     "FLASHINFER_WORKSPACE_BASE": "flashinfer",
     "SGLANG_CUTE_AOT_CACHE_DIR": "cute",
@@ -71,7 +71,7 @@ def jit_cache(
     model = _slug(source.repo or source.directory or "") or "model"
     key = "-".join([_image(image), *kinds, model])
     own = f"{TARGET}/{deployment.service_name}-gpu{'-'.join(map(str, gpus))}"
-    environment = {_OWN: own} | {name: f"{TARGET}/{part}" for name, part in _SHARED.items() if _reads(image, name)}
+    environment = {_OWN: own} | {name: f"{TARGET}/{part}" for name, part in SHARED.items() if _reads(image, name)}
     return JitCache(
         directory=f"{settings.jit_cache.rstrip('/')}/{key}",
         environment={name: path for name, path in environment.items() if name not in deployment.env_vars},

@@ -11,6 +11,7 @@ from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.draft import Draft, draft
 from sglang_ops.planning.facts import HostFacts, Service
 from sglang_ops.planning.gateway import WantedGateway, gateway_plan, problems_of, worker_url
+from sglang_ops.planning.kernels import compiled, lacking
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.questions import repository
 from sglang_ops.planning.service import ServicePlan, resolve, service_plan
@@ -25,6 +26,8 @@ class HostPlan:
 
     `asks` names images that must first say which arguments they take, because nothing else tells their release.
     `models` are to be fetched; `holds` are those that the services use and that are there, for hosts that lack them.
+    `undecided`: a model may be had from another host, where the hub is out of reach.
+    `kernels` and `compiled` are the same of caches of compiled kernels, which no host needs to have.
     """
 
     host: str
@@ -37,6 +40,9 @@ class HostPlan:
     images: tuple[dict[str, Any], ...] = ()
     models: tuple[dict[str, Any], ...] = ()
     holds: tuple[dict[str, Any], ...] = ()
+    undecided: bool = False
+    kernels: tuple[dict[str, Any], ...] = ()
+    compiled: tuple[dict[str, Any], ...] = ()
     services: tuple[ServicePlan, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,7 +63,9 @@ def plan(
     problems += problems_of(gateways, facts, placed)
     warnings = tuple(dict.fromkeys(text for made in ordered for text in made.warnings))
     if problems:
-        return HostPlan(facts.host, tuple(dict.fromkeys(problems)), warnings, engine=settings.container_engine)
+        undecided = any(made.problems and made.model and made.model.out_of_reach for made in ordered)
+        errors = tuple(dict.fromkeys(problems))
+        return HostPlan(facts.host, errors, warnings, engine=settings.container_engine, undecided=undecided)
     services = tuple(
         [_explained(gateway_plan(item, facts, settings), facts) for item in gateways]
         + [_service(made, facts, settings) for made in ordered]
@@ -73,6 +81,8 @@ def plan(
         images=_images(images, facts),
         models=_models(ordered, settings),
         holds=_holds(ordered, settings),
+        kernels=lacking(services, facts, settings),
+        compiled=compiled(services, facts, settings),
         services=services,
     )
 
@@ -129,16 +139,25 @@ def _models(drafts: Sequence[Draft], settings: Settings) -> tuple[dict[str, Any]
             "commit": made.source.commit,
             "hub": hub_cache(made.deployment, settings),
             "endpoint": _endpoint(made, settings),
+            "offered": made.model.bytes if made.model and made.model.offered else 0,
         }
         for made in missing
     )
 
 
 def _holds(drafts: Sequence[Draft], settings: Settings) -> tuple[dict[str, Any], ...]:
+    """What a host without the model plans with, where the hub does not tell, is in it too."""
     return tuple(
-        {"repo": made.source.repo, "commit": made.source.commit, "hub": hub_cache(made.deployment, settings)}
+        {
+            "repo": made.source.repo,
+            "revision": made.model.revision,
+            "commit": made.source.commit,
+            "hub": made.model.hub,
+            "bytes": made.model.bytes,
+            "files": made.model.files.model_dump() if made.model.files else None,
+        }
         for made in drafts
-        if made.source.repo and not made.fetch
+        if made.source.repo and made.model and not made.fetch and settings.peer_port
     )
 
 

@@ -35,6 +35,7 @@ def questions(
         "checkpoints": _unique(checkpoints),
         "ports": _unique(ports),
         "disks": _unique(hubs),
+        "jit_cache": settings.jit_cache if deployments else "",
         "runtime": _unique(
             value.value for variables in environments for value in variables.values() if value.kind == "runtime"
         ),

@@ -24,6 +24,7 @@ class Settings(BaseModel):
     hf_home: str = "/var/lib/sglang-ops/huggingface"
     hf_endpoint: str = ""
     jit_cache: str = "/var/lib/sglang-ops/jit"
+    peer_port: int = Field(7437, ge=0, le=65535)
     ulimits: tuple[str, ...] = ("memlock=-1", "stack=67108864")
     container_args: tuple[str, ...] = ()
     start_timeout: int = Field(1800, ge=1)

@@ -45,6 +45,7 @@ def _row(service: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]
     probe = service.get("probe") or {"ok": False, "layers": []}
     return {
         "name": service["name"],
+        "kind": record.get("kind") or "server",
         "release": service.get("release"),
         "stable": service.get("stable") == service.get("release"),
         "endpoint": record.get("endpoint"),

@@ -55,7 +55,8 @@ def _images(facts: HostFacts, images: Sequence[ResolvedImage]) -> Iterator[Step]
 def _models(drafts: Sequence[Draft]) -> Iterator[Step]:
     for draft in drafts:
         if draft.fetch and draft.model:
-            yield Step("model", str(draft.source.repo), f"not in the cache, {draft.model.bytes / 1e6:.1f} MB")
+            had = ", which another host has" if draft.model.offered else ""
+            yield Step("model", str(draft.source.repo), f"not in the cache, {draft.model.bytes / 1e6:.1f} MB{had}")
 
 
 def why(deployed: Service | None, service: ServicePlan) -> str:

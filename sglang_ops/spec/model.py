@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from sglang_ops.spec.gateway import Gateway
 from sglang_ops.spec.section import Section, no_effect, subsection
 from sglang_ops.spec.values import (
+    RESERVED,
     Arguments,
     Command,
     EnvValue,
@@ -32,6 +33,7 @@ from sglang_ops.spec.values import (
     is_pattern,
     is_secret,
     is_unit_name,
+    reserved,
     slug,
 )
 
@@ -91,7 +93,7 @@ class Deployment(Section):
     name: str | None = Field(
         None,
         description="The unit and the container are called sglang-<name>. Default: from served_model_name.",
-        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9-]{0,47}$"},
+        json_schema_extra={"pattern": f"^(?!{RESERVED})[a-z0-9][a-z0-9-]{{0,47}}$"},
     )
     hosts: str = Field("all", description="Ansible pattern of the hosts that serve this deployment.")
     image: str = Field("lmsysorg/sglang:latest", description="Container image; resolved to a digest once per run.")
@@ -206,6 +208,13 @@ class Deployment(Section):
     def _has_model(self) -> Deployment:
         if self.hf_model_handle is None and self.checkpoint_path is None and self.command is None:
             raise Mistake("names no model.", fix="Set hf_model_handle or checkpoint_path.")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_name_of_its_own(self) -> Deployment:
+        derived = slug(self.served_model_name)
+        if self.name is None and derived.startswith(RESERVED):
+            raise Mistake(reserved(derived), fix="Set name to what the unit shall be called, without 'sglang-'.")
         return self
 
     @model_validator(mode="after")

@@ -102,6 +102,9 @@ def is_path(text: str) -> bool:
     return text.startswith("/") and text.isprintable() and ".." not in text.split("/")
 
 
+RESERVED = "ops-"  # units of this tool itself are called sglang-ops-…
+
+
 def slug(text: str) -> str:
     """`text` as the name of a unit: lower-case letters, digits and '-', 48 at most; "" where nothing is left."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
@@ -112,7 +115,14 @@ def is_unit_name(value: str) -> str:
     if not re.match(r"^[a-z0-9][a-z0-9-]{0,47}\Z", value):
         fix = f"Write '{slug(value)}'." if slug(value) else None
         raise Mistake(f"'{value}' must be lower-case letters, digits and '-', 48 at most.", fix=fix)
+    if value.startswith(RESERVED):
+        raise Mistake(reserved(value), fix=f"Write '{value.removeprefix(RESERVED) or 'model'}'.")
     return value
+
+
+def reserved(name: str) -> str:
+    """Why no unit of a deployment is called so."""
+    return f"'{name}' would make the unit sglang-{name}; names that begin with '{RESERVED}' are this tool's own."
 
 
 def is_pattern(value: str) -> str:

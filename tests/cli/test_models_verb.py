@@ -79,7 +79,14 @@ class TestPull:
         result = shell.json("models", "pull", "-i", "hosts.yml")
         (host,) = result["hosts"]
         assert host["models"] == [
-            {"repo": "org/a", "commit": COMMIT, "fetched": True, "bytes": 15_000_000_000, "giver": "two"}
+            {
+                "repo": "org/a",
+                "commit": COMMIT,
+                "fetched": True,
+                "bytes": 15_000_000_000,
+                "giver": "two",
+                "origin": "two",
+            }
         ]
         assert "services" not in host
         assert [step["step"] for step in result["steps"]] == ["model"], "nothing is started"

@@ -180,7 +180,7 @@ def test_without_network_it_is_loaded_and_serves(
     assert [item["action"] for item in foreseen["items"]] == ["load"]
     assert carry(lab, host, "images load", "--from", str(site.images))["ok"]
     again = carry(lab, host, "images load", "--from", str(site.images))
-    assert again["hosts"] == [{"host": host, "changed": 0, "module_executions": 1}]
+    assert again["hosts"] == [{"host": host, "changed": 0, "module_executions": 2}]
     assert carry(lab, host, "models import", "--from", str(site.models), "--config", str(config))["ok"]
     by_tag = lab.deploy(config, "--limit", host)
     assert by_tag["ok"], by_tag

@@ -1,4 +1,4 @@
-"""`bench` over SSH: SGLang's own benchmark in a container beside the real engine."""
+"""`bench` over SSH: SGLang's own benchmark in a container beside the real engine; refusals by a simulator."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from conftest import ROOT, Lab
 
 from sglang_ops import processes
 
-pytestmark = [pytest.mark.lab, pytest.mark.engine, pytest.mark.slow]
+pytestmark = pytest.mark.lab
 SMALL = ("--input-len", "24", "--output-len", "4", "--prompts", "4", "--timeout", "300")
 LEFT = "podman ps --all --format '{{.Names}}' | grep bench; ls -d /tmp/sglang-bench-* 2>/dev/null"
 
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Lab:
+    made = make_lab("t-f-sim", hosts=1, engine="podman", server="simulator")
+    assert made.deploy(None, "-e", "sglang_server_soak=0")["ok"]
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(make_lab: Callable[..., Lab]) -> Lab:
     made = make_lab("t-f-bench", hosts=1, engine="podman", server="real")
     assert made.deploy()["ok"]
     return made
@@ -33,9 +40,29 @@ def test_check_says_what_would_be_measured(lab: Lab, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_engine_is_measured_and_nothing_stays_behind(lab: Lab, tmp_path: Path) -> None:
+def test_an_image_without_the_benchmark_says_so(lab: Lab, tmp_path: Path) -> None:
+    found = lab.json("bench", "--concurrency", "1", *SMALL, "--output-dir", str(tmp_path))
+    assert found["exit_code"] == 1
+    assert "No module named" in found["servers"][0]["points"][0]["error"]
+    assert lab.ssh(LEFT) == ""
+
+
+def test_what_cannot_be_measured_is_refused(lab: Lab, tmp_path: Path) -> None:
+    unknown = lab.run("bench", "--service", "other", "--output-dir", str(tmp_path))
+    assert unknown.returncode == 7
+    assert "there is no service sglang-other on this host, there is sglang-tiny-llama" in unknown.stderr
+    assert lab.run("stop").returncode == 0
+    stopped = lab.run("bench", "--output-dir", str(tmp_path))
+    assert stopped.returncode == 7
+    assert "sglang-tiny-llama does not serve: unit: the unit is inactive" in stopped.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_the_engine_is_measured_and_nothing_stays_behind(engine: Lab, tmp_path: Path) -> None:
     data = ("--data", "random", "--data", "shared-prefix")
-    found = lab.json("bench", *data, "--concurrency", "2", *SMALL, "--output-dir", str(tmp_path))
+    found = engine.json("bench", *data, "--concurrency", "2", *SMALL, "--output-dir", str(tmp_path))
     assert found["ok"], json.dumps(found)[:3000]
     random, shared = found["servers"][0]["points"]
     for point in (random, shared):
@@ -43,45 +70,33 @@ def test_the_engine_is_measured_and_nothing_stays_behind(lab: Lab, tmp_path: Pat
         assert point["measured"]["total_output_tokens"] == 4 * point["prompts"]
         assert point["measured"]["output_throughput"] > 0
     assert random["measured"]["total_input_tokens"] == 24 * 4
-    raw = (Path(found["output_dir"]) / "raw" / lab.hosts[0] / "random-2-at-once.jsonl").read_text()
+    raw = (Path(found["output_dir"]) / "raw" / engine.hosts[0] / "random-2-at-once.jsonl").read_text()
     assert "server_info" not in raw
-    assert lab.ssh(LEFT) == ""
+    assert engine.ssh(LEFT) == ""
 
 
-def test_a_point_that_takes_too_long_is_ended(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_point_that_takes_too_long_is_ended(engine: Lab, tmp_path: Path) -> None:
     long = ("--concurrency", "1", "--prompts", "5000", "--timeout", "10", "--output-dir", str(tmp_path))
-    found = lab.json("bench", *long)
+    found = engine.json("bench", *long)
     assert found["exit_code"] == 1
     assert found["servers"][0]["points"][0]["error"] == "not done after 10 s"
-    assert lab.ssh(LEFT) == ""
+    assert engine.ssh(LEFT) == ""
 
 
-def test_the_container_ends_with_the_controller(lab: Lab, tmp_path: Path) -> None:
-    words = [
-        "bench",
-        "-i",
-        str(lab.inventory),
-        "--concurrency",
-        "1",
-        "--prompts",
-        "5000",
-        "--output-dir",
-        str(tmp_path),
-    ]
+@pytest.mark.engine
+@pytest.mark.slow
+def test_the_container_ends_with_the_controller(engine: Lab, tmp_path: Path) -> None:
+    words = ["bench", "-i", str(engine.inventory), "--output-dir", str(tmp_path)]
+    words += ["--concurrency", "1", "--prompts", "5000"]
     child = subprocess.Popen([sys.executable, "-m", "sglang_ops", *words], cwd=ROOT, start_new_session=True)
     try:
-        _until(lambda: "bench" in lab.ssh("podman ps --format '{{.Names}}'"))
+        _until(lambda: "bench" in engine.ssh("podman ps --format '{{.Names}}'"))
     finally:
         processes.kill(processes.tree([child.pid]))
         child.wait()
-    _until(lambda: lab.ssh(LEFT) == "")
-
-
-def test_a_service_that_does_not_serve_is_refused(lab: Lab, tmp_path: Path) -> None:
-    assert lab.run("stop", "--yes").returncode == 0
-    done = lab.run("bench", "--output-dir", str(tmp_path))
-    assert done.returncode == 7
-    assert "does not serve: unit: the unit is inactive" in done.stderr
+    _until(lambda: engine.ssh(LEFT) == "")
 
 
 def _until(condition: Callable[[], bool], seconds: float = 120) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.lab
 
 PORT = 7437
 CACHE = "/var/lib/sglang-ops/huggingface/hub"
+JIT = "/var/lib/sglang-ops/jit"
 SHARD = 25 << 20  # the hub's tool writes 10 MB at a time
 SHARDS = 2
 LEFT = f"""
@@ -153,24 +155,115 @@ def bytes_at(lab: Lab, host: str, model: str) -> int:
     return int(lab.ssh(f"du -sb {folder} 2>/dev/null | cut -f1", host).strip() or 0)
 
 
-def test_hosts_that_need_nothing_share_and_are_left_alone_otherwise(lab: Lab) -> None:
-    """A whole deployment; then one host has lost its model, and gets it from one that has it."""
-    quick = ("-e", "sglang_server_soak=0")
-    assert lab.deploy(None, *quick)["ok"]
+QUICK = ("-e", "sglang_server_soak=0")
+
+
+@pytest.fixture(scope="module")
+def deployed(lab: Lab) -> Lab:
+    """All hosts serve."""
+    assert lab.deploy(None, *QUICK)["ok"]
+    return lab
+
+
+def test_hosts_that_need_nothing_share_and_are_left_alone_otherwise(deployed: Lab) -> None:
+    """One host has lost its model, and gets it from one that has it."""
+    lab, quick = deployed, QUICK
     was = hub(lab, "traffic")["lab/tiny-llama"]["bytes"]
     last = lab.hosts[-1]
     lab.ssh(f"systemctl stop sglang-tiny-llama; rm -rf {CACHE}", last)
-    deployed = lab.deploy(None, *quick)
-    assert deployed["ok"], json.dumps(deployed, indent=1)
-    assert deployed["warnings"] == []
-    assert "PRIVATE KEY" not in (Path(deployed["run"]) / "events.ndjson").read_text()
-    before = {host["host"]: host for host in deployed["hosts"]}
+    result = lab.deploy(None, *quick)
+    assert result["ok"], json.dumps(result, indent=1)
+    assert result["warnings"] == []
+    assert "PRIVATE KEY" not in (Path(result["run"]) / "events.ndjson").read_text()
+    before = {host["host"]: host for host in result["hosts"]}
     assert [before[host]["module_executions"] for host in lab.hosts[:-1]] == [1, 1]
     assert [before[host]["changed"] for host in lab.hosts[:-1]] == [0, 0]
     config = len(model_files()["config.json"])
     assert hub(lab, "traffic")["lab/tiny-llama"]["bytes"] - was == config  # what its plan read
     again = lab.deploy(None, *quick)
     assert [host["module_executions"] for host in again["hosts"]] == [1, 1, 1]
+
+
+def compile_something(lab: Lab, host: str) -> None:
+    """What a server leaves in its cache: files of libraries, a lock, what is true of this server alone, and a link."""
+    inside = (
+        "mkdir -p $TRITON_CACHE_DIR/AB $FLASHINFER_WORKSPACE_BASE/ops $SGLANG_CACHE_DIR; cd $TRITON_CACHE_DIR; "
+        "head -c 5000000 /dev/urandom > AB/kernel.cubin; echo {} > AB/kernel.json; "
+        "touch lock; ln -s /etc/shadow stolen; "
+        "echo elf > $FLASHINFER_WORKSPACE_BASE/ops/ops.so; chmod 755 $FLASHINFER_WORKSPACE_BASE/ops/ops.so; "
+        "echo {} > $SGLANG_CACHE_DIR/p2p.json"
+    )
+    lab.ssh(f"docker exec $(docker ps -q --filter name=sglang-tiny-llama) sh -c {shlex.quote(inside)}", host)
+
+
+def kernels(lab: Lab, host: str) -> list[str]:
+    """What there is of compiled kernels, with content, mode and time."""
+    look = "find . ! -type d -exec sha256sum {} + ; find . ! -type d -printf '%P %m %T@\\n'"
+    return sorted(lab.ssh(f"cd {JIT}/*-lab-tiny-llama && {look}", host).splitlines())
+
+
+def test_a_host_that_is_deployed_later_gets_compiled_kernels(deployed: Lab) -> None:
+    """It has image and model already: nothing but these is brought to it, before its server starts."""
+    lab, quick = deployed, QUICK
+    first, second, last = lab.hosts
+    lab.run("remove", "--yes", "--limit", last)
+    lab.ssh(f"rm -rf {JIT}/*", last)
+    compile_something(lab, first)
+    (announced,) = [step for step in lab.deploy(None, *quick, "--check")["steps"] if step["step"] == "kernels"]
+    assert (announced["host"], announced["why"]) == (last, f"none here, compiled on {first}")
+    assert "No such file" in lab.ssh(f"ls {JIT}/*/*", last)
+    rule = f"INPUT -p tcp --dport {PORT} ! -i lo -j DROP"
+    lab.ssh(f"iptables -I {rule}", first)
+    in_vain = lab.deploy(None, *quick)
+    lab.ssh(f"iptables -D {rule}", first)
+    assert in_vain["ok"], in_vain
+    assert f"compiled kernels cannot be had from {first}: it does not answer" in in_vain["warnings"][0]
+    assert in_vain["warnings"][1:] == [
+        f"{last}: the server compiles its kernels at its first start, which takes minutes"
+    ]
+    lab.run("remove", "--yes", "--limit", last)
+    result = lab.deploy(None, *quick)
+    assert result["ok"], json.dumps(result, indent=1)
+    assert result["warnings"] == []
+    told = {host["host"]: host for host in result["hosts"]}
+    (came,) = told[last]["kernels"]
+    assert (came["giver"], came["files"]) == (first, 3)
+    assert [told[host]["module_executions"] for host in (first, second)] == [1, 1]
+    assert told[last]["module_executions"] <= 12
+    assert [told[host]["changed"] for host in (first, second)] == [0, 0]
+    there = [line for line in kernels(lab, first) if not any(word in line for word in ("lock", "stolen", "p2p"))]
+    assert kernels(lab, last) == there
+    assert len(there) == 6
+    inside = "docker exec $(docker ps -q --filter name=sglang-tiny-llama) sh -c 'cat $TRITON_CACHE_DIR/AB/kernel.json'"
+    assert lab.ssh(inside, last).strip() == "{}"
+    assert [host["module_executions"] for host in lab.deploy(None, *quick)["hosts"]] == [1, 1, 1]
+    wait_until(lambda: [lab.ssh(LEFT, host).strip() for host in lab.hosts] == ["", "", ""], 10)
+
+
+def test_one_host_with_the_model_is_enough_where_no_hub_is(deployed: Lab) -> None:
+    """The others plan with what it has, and get it from it."""
+    lab = deployed
+    first, _, last = lab.hosts
+    lab.run("remove", "--yes", "--limit", last)
+    lab.ssh(f"rm -rf {CACHE}", last)
+    rule = "OUTPUT -p tcp --dport 8080 -j REJECT"
+    lab.ssh(f"iptables -I {rule}", last)
+    try:
+        alone = lab.json("plan", "--limit", last)
+        assert alone["exit_code"] == 7
+        assert "cannot be reached from this host" in alone["hosts"][0]["errors"][0]["message"]
+        steps = {step["step"]: step["why"] for step in lab.json("plan")["hosts"][-1]["steps"]}
+        assert steps["model"] == "not in the cache, 0.2 MB, which another host has"
+        assert lab.deploy(None, *QUICK, "--check")["ok"]
+        assert lab.ssh(f"ls {CACHE} 2>&1 | grep -v 'No such'", last) == ""
+        result = lab.deploy(None, *QUICK)
+    finally:
+        lab.ssh(f"iptables -D {rule}", last)
+    assert result["ok"], json.dumps(result, indent=1)
+    assert [host["module_executions"] for host in result["hosts"][:-1]] == [1, 1]
+    assert [host["changed"] for host in result["hosts"][:-1]] == [0, 0]
+    assert len({cache(lab, host, "lab/tiny-llama") for host in (first, last)}) == 1
+    assert [host["changed"] for host in lab.deploy(None, *QUICK)["hosts"]] == [0, 0, 0]
 
 
 def test_the_hub_sends_a_model_once(lab: Lab, model: str, tmp_path: Path) -> None:

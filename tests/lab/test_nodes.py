@@ -51,7 +51,7 @@ def test_two_hosts_serve_one_model(lab: Lab) -> None:
     assert "tiny" in models
     again = deployed(lab)
     assert [(host["changed"], host["module_executions"]) for host in again["hosts"]] == [(0, 1), (0, 1)]
-    verified = lab.run("verify", "-c", str(lab.folder / "spread.yaml"))
+    verified = lab.run("verify")
     assert verified.returncode == 0, verified.stdout
 
 

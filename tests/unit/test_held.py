@@ -42,7 +42,7 @@ def test_a_model_that_services_share_is_one_and_a_directory_is_none() -> None:
 def test_what_was_fetched_has_its_size_and_who_gave_it() -> None:
     told = {"models": [{"repo": "org/a", "bytes": 7}], "peers": {"org/a": "b"}}
     result = pulled(host("a", plan=plan("org/a"), model=told))
-    assert result.models["a"] == (Model("org/a", COMMIT, fetched=True, bytes=7, giver="b"),)
+    assert result.models["a"] == (Model("org/a", COMMIT, fetched=True, bytes=7, giver="b", origin="b"),)
     assert result.as_dict()["hosts"][0]["models"][0]["giver"] == "b"
 
 

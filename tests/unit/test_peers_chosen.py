@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ops import fleet, peers
-from sglang_ops.peers import Host, Model
+from sglang_ops.peers import Host, Kernels, Model
 
 M = Model("lab/tiny", "c" * 40, "/hub")
 N = Model("lab/other", "d" * 40, "/hub")
@@ -53,7 +55,7 @@ def test_a_host_that_has_the_model_begins_the_chain() -> None:
     told = peers.part_of("s", hosts)
     assert told == {
         "name": "s", "port": 7437, "follow": [], "hosts": ["a", "b"],
-        "holds": [{"repo": M.repo, "commit": M.commit, "hub": M.hub}],
+        "holds": [{"repo": M.repo, "commit": M.commit, "hub": M.hub}], "kernels": [], "compiled": [],
     }  # fmt: skip
     assert peers.part_of("u", hosts) == {}
 
@@ -90,6 +92,58 @@ def test_a_host_with_two_caches_that_lacks_it_in_one_is_no_holder() -> None:
     hosts = [Host("a", "a", 7437, missing=(M,), holds=(Model(M.repo, M.commit, "/other"),)), *lacking("b")]
     assert named("a", hosts) == []
     assert named("b", hosts) == ["a"]
+
+
+K = Kernels("abababababab-NVIDIA-H200-lab-tiny", "0123456789ab", "/jit/abababababab-NVIDIA-H200-lab-tiny", ("triton",))
+
+
+def starting(*names: str, kernels: Kernels = K) -> list[Host]:
+    return [Host(name, f"{name}.lan", 7437, kernels=(kernels,)) for name in names]
+
+
+def serving(*names: str, kernels: Kernels = K) -> list[Host]:
+    return [Host(name, f"{name}.lan", 7437, compiled=(kernels,)) for name in names]
+
+
+class TestKernels:
+    """Compiled kernels come straight from hosts that run with them."""
+
+    def test_nobody_has_them_so_nothing_is_done(self) -> None:
+        hosts = starting("a", "b")
+        assert peers.seeds(hosts) == []
+        assert peers.receivers(hosts) == []
+        assert peers.part_of("a", hosts) == {}
+
+    def test_those_who_have_them_are_told_who_asks(self) -> None:
+        hosts = [*starting("a"), *serving("s")]
+        assert peers.seeds(hosts) == ["s"]
+        assert peers.receivers(hosts) == ["a"]
+        given = {"key": K.key, "path": K.path, "parts": ["triton"]}
+        assert peers.part_of("s", hosts)["compiled"] == [given]
+        assert peers.part_of("s", hosts)["hosts"] == ["a"]
+        asked = peers.part_of("a", hosts)
+        assert asked["kernels"] == [given | {"sources": [{"name": "s", "address": "s.lan", "port": 7437}]}]
+        assert asked["hosts"] == []
+
+    @pytest.mark.parametrize("other", [replace(K, key="x"), replace(K, machine="another processor")])
+    def test_another_image_gpu_model_or_processor_is_no_source(self, other: Kernels) -> None:
+        assert peers.receivers([*starting("a"), *serving("s", kernels=other)]) == []
+
+    def test_where_it_lies_does_not_matter(self) -> None:
+        hosts = [*starting("a"), *serving("s", kernels=replace(K, path="/nvme/jit/x"))]
+        assert peers.part_of("a", hosts)["kernels"][0]["path"] == K.path
+        assert peers.part_of("s", hosts)["compiled"][0]["path"] == "/nvme/jit/x"
+
+    def test_two_hosts_give_and_the_load_is_spread(self) -> None:
+        hosts = [*starting(*"abcd"), *serving("s", "t", "u")]
+        first = [peers.part_of(name, hosts)["kernels"][0]["sources"][0]["name"] for name in "abcd"]
+        assert sorted(first) == ["s", "s", "t", "t"]
+        assert sorted(peers.seeds(hosts)) == ["s", "t"]
+
+    def test_a_host_that_gets_a_model_serves_its_kernels_with_the_same_server(self) -> None:
+        hosts = [Host("s", "s.lan", 7437, missing=(M,), compiled=(K,)), *starting("a")]
+        assert peers.seeds(hosts) == []
+        assert [item["key"] for item in peers.part_of("s", hosts)["compiled"]] == [K.key]
 
 
 @given(st.lists(st.sampled_from(["lacks", "holds", "nothing"]), min_size=1, max_size=12))
@@ -148,6 +202,12 @@ class TestFleet:
         found = fleet.fleet(hostvars, list(hostvars), list(hostvars), 7437)
         assert [(host.name, host.port) for host in found] == [("b", 8000), ("c", 7437)]
         assert peers.part_of("a", found) == {}
+
+    def test_compiled_kernels(self) -> None:
+        item = {"key": K.key, "machine": K.machine, "path": K.path, "parts": ["triton"]}
+        hostvars = {"a": planned(kernels=[item]), "b": planned(compiled=[item])}
+        (one, other) = fleet.fleet(hostvars, ["a", "b"], ["a", "b"], 7437)
+        assert (one.kernels, other.compiled) == ((K,), (K,))
 
     def test_what_the_module_is_told(self, tmp_path: Path) -> None:
         variables = {

@@ -77,6 +77,16 @@ def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
     assert rollout.turns_before(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2"))) == 1
 
 
+def test_hosts_that_serve_a_model_together_change_together() -> None:
+    names = [f"h{number}" for number in range(8)]
+    pairs = hostvars("restart", names, unit=2, order="shuffle")
+    assert rollout.sizes_for(names, pairs) == [2, 2, 2, 2]
+    assert rollout.sizes_for(names[:3], pairs) == [3]
+    assert rollout.order_for(names, pairs) == "inventory"
+    two = hostvars("restart", names, ("h0", "h1"), unit=2, max_failures=3)
+    assert rollout.stops_for(names, names[1:], two)
+
+
 def test_what_goes_back_on_a_host_that_failed() -> None:
     rows = [("a", "restart", "r"), ("b", "restart", "r"), ("c", "check", "r"), ("d", "check", "old")]
     services = [{"name": n, "action": action, "release": "r", "deployed_stable": s} for n, action, s in rows]

@@ -179,3 +179,10 @@ def test_hosts_that_left_their_mark_share_the_cache(tmp_path: Path) -> None:
     assert claims.sharing(str(tmp_path / "hub"), "", "me") == []
     (tmp_path / claims.HOSTS / "you").touch()
     assert claims.sharing(str(tmp_path / "hub"), "", "me") == ["you"]
+
+
+def test_this_host_was_switched_on_before_now_and_after_its_machine() -> None:
+    booted = int(
+        next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime")).split()[1]
+    )
+    assert booted <= claims.switched_on() <= time.time()

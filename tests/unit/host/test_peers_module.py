@@ -63,7 +63,7 @@ def port(tmp_path: Path) -> Iterator[int]:
     held = {"repo": REPO, "commit": COMMIT, "hub": str(tmp_path / "theirs")}
     told = {
         "identity": IDENTITY, "address": "127.0.0.1", "port": number, "pid": None, "hosts": ["b"],
-        "models": [{"blobs": models.blobs(held["hub"], REPO), "files": sharing._files(held)}],
+        "models": [sharing._shelved(held, COMMIT, sharing._files(held))],
     }  # fmt: skip
     with server.Server(told) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
@@ -79,6 +79,7 @@ def asked(port: int, *names: str) -> dict[str, Any]:
     turn = {"repo": REPO, "commit": COMMIT, "turn": 1, "sources": sources}
     return {
         "identity": IDENTITY, "port": port, "address": "", "name": "b", "hosts": [], "holds": [], "follow": [turn],
+        "kernels": [], "compiled": [],
     }  # fmt: skip
 
 
@@ -175,6 +176,42 @@ def test_a_full_disk_says_what_to_do(port: int, tmp_path: Path, monkeypatch: pyt
         follow(asked(port), tmp_path / "ours")
 
 
+OFFERED = {"repo": REPO, "commit": COMMIT, "revision": "main", "offered": 1}
+
+
+class TestOutOfReach:
+    """A hub that nobody reaches: a host that has the model says what belongs to it, and gives it."""
+
+    def test_a_peer_says_what_the_hub_would(self, port: int) -> None:
+        told = asked(port, "gone", "a")
+        told["follow"][0]["sources"][0]["address"] = "127.0.0.9"
+        found = sharing.listing(told, OFFERED)
+        assert sorted(found.pop("files"), key=lambda file: str(file["name"])) == FILES
+        assert found == {"commit": COMMIT, "all": True, "bytes": SOURCE["bytes"]}
+
+    def test_the_model_comes_from_it(self, port: int, tmp_path: Path) -> None:
+        wanted = OFFERED | {"hub": str(tmp_path / "ours")}
+        source = sharing.listing(asked(port), wanted)
+        with Progress(None) as progress, sharing.sharing(asked(port), [], 1) as shared:
+            shared.require(wanted, source, progress)
+        assert models.cached(wanted["hub"], REPO, "main")["complete"]
+
+    def test_without_it_there_is_no_model(self, tmp_path: Path) -> None:
+        with pytest.raises(fetching.FetchError, match="out of reach, and a: it refuses connections"):
+            sharing.listing(asked(1), OFFERED)
+        with pytest.raises(fetching.FetchError, match="no host of the run offers it"):
+            sharing.listing(None, OFFERED)
+        with Progress(None) as progress, sharing.sharing(asked(1), [], 1) as shared:  # noqa: SIM117
+            with pytest.raises(fetching.FetchError, match=r"no other host gave all of it .*refuses connections"):
+                shared.require(OFFERED | {"hub": str(tmp_path)}, SOURCE, progress)
+
+    @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", ""])
+    def test_names_that_lead_elsewhere_are_refused(self, port: int, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setattr(client.Peer, "files", lambda *_: [FILES[0] | {"name": name}])
+        with pytest.raises(fetching.FetchError):
+            sharing.listing(asked(port), OFFERED)
+
+
 class TestServe:
     """Starting the server; systemd itself is met in the lab."""
 
@@ -217,13 +254,14 @@ class TestServe:
         monkeypatch.setattr(sharing, "serve", lambda told, coming, pid: seen.append((coming, pid)) or [])
         with sharing.sharing(self.asked(1), [(model(tmp_path), SOURCE)], 1):
             pass
-        blobs = models.blobs(str(tmp_path), REPO)
-        assert seen == [([{"blobs": blobs, "files": {item["blob"]: item["size"] for item in FILES}}], os.getpid())]
+        (((served,), pid),) = seen
+        assert (served["blobs"], pid) == (models.blobs(str(tmp_path), REPO), os.getpid())
+        assert served["files"] == {item["blob"]: item["size"] for item in FILES}
 
     def test_the_files_of_a_snapshot(self, tmp_path: Path) -> None:
         have(tmp_path)
         item = {"repo": REPO, "commit": COMMIT, "hub": str(tmp_path)}
-        assert sharing._files(item) == {BLOBS[name]: len(content) for name, content in CONTENT.items()}
+        assert sorted(sharing._files(item), key=lambda file: str(file["name"])) == FILES
 
 
 def test_the_sources_are_told_when_nothing_more_is_needed(

@@ -443,9 +443,9 @@ def test_the_server_ends_when_all_who_may_ask_are_done(make_host: Callable[..., 
     assert not host.thread.is_alive()
 
 
-def test_the_program_runs_from_its_text_alone(tmp_path: Path) -> None:
+def test_the_program_runs_from_its_text_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a host: nothing beside it, its key in a file that it removes, its end when nobody asks."""
-    import inspect
+    monkeypatch.setattr(client, "GRACE_SECONDS", 20)
     import sys
 
     from ansible.module_utils import sglang_host_peers
@@ -453,10 +453,10 @@ def test_the_program_runs_from_its_text_alone(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / CONFIG).write_bytes(SMALL)
     port = free_port()
-    code = inspect.getsource(server).replace("IDLE_SECONDS = 60", "IDLE_SECONDS = 0.5")
+    code = [(name, text.replace("IDLE_SECONDS = 60", "IDLE_SECONDS = 0.5")) for name, text in sglang_host_peers.PROGRAM]
     told = {
         "identity": IDENTITY, "address": "", "port": port, "pid": None, "code": code, "hosts": ["a"],
-        "models": [{"blobs": str(tmp_path / "blobs"), "files": {CONFIG: len(SMALL)}}],
+        "models": [{"blobs": str(tmp_path / "blobs"), "files": {CONFIG: len(SMALL)}}], "compiled": [],
     }  # fmt: skip
     handed = tmp_path / "handed"
     handed.write_text(json.dumps(told))

@@ -139,6 +139,17 @@ def test_leave_is_remembered_and_needs_no_router(router: Router) -> None:
     assert "does not answer" in run(service=NAME, workers=[A])["msg"]
 
 
+def test_what_an_operator_drained_only_an_operator_brings_back(router: Router) -> None:
+    run(service=NAME, workers=[A])
+    run(service=NAME, workers=[A], state="drained")
+    for state in ("left", "joined"):
+        assert not run(service=NAME, workers=[A], state=state)["changed"]
+        assert gateways.members(NAME) == {A: "drained"}
+    assert run(service=NAME, workers=[A], state="undrained")["changed"]
+    assert gateways.members(NAME) == {A: "in"}
+    assert set(router.workers) == {A}
+
+
 def test_check_mode_tells_and_changes_nothing(router: Router) -> None:
     told = run(service=NAME, workers=[A], check=True)
     assert told["changed"]

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 import pytest
 from ansible.module_utils import sglang_host_checksums as checksums
+from ansible.module_utils import sglang_host_claims as claims
 from ansible.module_utils import sglang_host_download as download
 from ansible.module_utils import sglang_host_fetch as fetching
 from ansible.module_utils import sglang_host_image as images
@@ -403,9 +404,10 @@ class TestModule:
         assert not left.failed
         assert left.result["changed"]
         path = str(self.home / "models--lab--tiny" / "snapshots" / COMMIT)
+        hub = self.arguments["models"][0]["endpoint"].partition("://")[2]
         assert left.result["sglang_ops"] == {
             "kind": "model", "models": [{"repo": REPO, "revision": COMMIT, "path": path, "bytes": 5002}],
-            "peers": {}, "warnings": [],
+            "peers": {}, "origins": {REPO: hub}, "kernels": [], "warnings": [],
         }  # fmt: skip
         assert cached(self.home)["complete"]
 
@@ -452,6 +454,19 @@ class TestModule:
         self.fake.write_text(self.whole)
         assert not run(module, **self.arguments).failed
         assert (recent.exists(), old.exists()) == (True, False)
+
+    @pytest.mark.parametrize("others", [[], ["gpu-2"]], ids=["own", "shared"])
+    def test_what_a_loss_of_power_left_is_gone_at_once(
+        self, monkeypatch: pytest.MonkeyPatch, others: list[str]
+    ) -> None:
+        """Its process did not survive; of another host that shares the cache nobody knows that."""
+        partial = place(self.home) / "blobs" / ("e" * 64 + ".11111111.incomplete")
+        partial.write_bytes(b"x")
+        monkeypatch.setattr(claims, "switched_on", lambda: time.time() + 1)
+        monkeypatch.setattr(claims, "sharing", lambda _: others)
+        self.fake.write_text(self.whole)
+        assert not run(module, **self.arguments).failed
+        assert partial.exists() == bool(others)
 
     @pytest.mark.parametrize(
         ("script", "words"),

@@ -11,10 +11,10 @@ import pytest
 from ansible.module_utils import sglang_host_jit as jit
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils.sglang_host_command import Output
-from situations import IMAGE, deployment, host, planned
+from situations import IMAGE, deployed, deployment, host, planned
 
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, ServicePlan, Settings, Wanted, plan
-from sglang_ops.planning.jit import _SHARED
+from sglang_ops.planning.jit import SHARED
 
 DIRECTORY = "/var/lib/sglang-ops/jit/abababababab-NVIDIA-H200-org-m"
 
@@ -38,7 +38,59 @@ def test_directory_is_that_of_image_gpu_and_model_and_is_mounted() -> None:
     assert f"--mount type=bind,source={DIRECTORY},target=/jit" in made.unit
     assert made.content["environment"]["TRITON_CACHE_DIR"] == "/jit/triton"
     assert made.content["environment"]["SGLANG_CACHE_DIR"] == "/jit/sglang-m-gpu0-1"
-    assert set(_SHARED) < set(made.content["environment"])
+    assert set(SHARED) < set(made.content["environment"])
+
+
+HELD = {"key": DIRECTORY.rpartition("/")[2], "machine": "m", "path": DIRECTORY, "parts": sorted(SHARED.values())}
+
+
+class TestHandedOn:
+    """Which caches a host can use from another one, and which it has to give."""
+
+    def facts(self, **changes: Any) -> HostFacts:
+        return h200().model_copy(update={"machine": "m", **changes})
+
+    def running(self, **changes: Any) -> HostFacts:
+        """The host as it is once the deployment serves, with something compiled."""
+        made = planned(deployment(), h200())
+        record = deployed(made)["record"] | {"jit": made.services[0].jit}
+        services = HostFacts.model_validate(
+            {"host": "h", "address": "h", "services": [deployed(made, record=record, **changes)]}
+        ).services
+        return self.facts(services=services, kernels=(DIRECTORY,))
+
+    def test_a_first_start_lacks_them(self) -> None:
+        made = planned(deployment(), self.facts())
+        assert (made.kernels, made.compiled) == ((HELD,), ())
+        assert "sglang-m-gpu0" not in HELD["parts"]
+
+    def test_where_they_are_nothing_is_lacking(self) -> None:
+        made = planned(deployment(), self.facts(kernels=(DIRECTORY,)))
+        assert (made.kernels, made.compiled) == ((), ())  # no server has shown that they are good
+
+    def test_a_server_that_serves_gives_them(self) -> None:
+        made = planned(deployment(), self.running())
+        assert (made.kernels, made.compiled) == ((), (HELD,))
+        assert planned(deployment(), self.running(probe={"ok": False})).compiled == ()
+
+    def test_a_running_server_keeps_the_directory_that_it_has(self) -> None:
+        """It is about to be restarted with other arguments, and has compiled nothing yet."""
+        facts = self.running().model_copy(update={"kernels": ()})
+        made = planned(deployment(extra_args="--log-requests"), facts)
+        assert made.services[0].action == "restart"
+        assert made.kernels == ()
+
+    def test_another_image_lacks_them_again(self) -> None:
+        other = ResolvedImage(IMAGE.ref, "lmsysorg/sglang@sha256:" + "cd" * 32, 1, "0.5.23")
+        images = {other.digest_ref: True}
+        made = plan([Wanted(deployment(), other, Secrets())], self.running().model_copy(update={"images": images}),
+                    Settings())  # fmt: skip
+        assert [item["key"][:12] for item in made.kernels] == ["cd" * 6]
+
+    def test_hosts_that_share_nothing_are_told_nothing(self) -> None:
+        settings = Settings(peer_port=0)
+        assert planned(deployment(), self.facts(), settings).kernels == ()
+        assert planned(deployment(), self.running(), settings).compiled == ()
 
 
 def test_neighbours_share_what_is_compiled_and_nothing_else() -> None:
@@ -69,7 +121,7 @@ def test_none_on_the_cpu_and_where_the_file_has_its_own(changes: dict[str, Any])
     made = service(**changes)
     assert made.jit == ""
     assert "/jit/" not in made.unit
-    assert not set(_SHARED) & set(made.content["environment"])
+    assert not set(SHARED) & set(made.content["environment"])
 
 
 def test_variables_of_the_file_win() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from situations import COMMIT, IMAGE, MODEL, cdi, deployed, deployment, host, planned
 
+from sglang_ops import fleet
 from sglang_ops.planning import ResolvedImage, Secrets, Settings, Wanted, plan
 
 REFUSED = {"repo": "org/m", "hub": MODEL["hub"], "error": "needs a token"}
@@ -107,6 +108,29 @@ def test_hub_falls_back_to_the_checkpoint_and_says_so() -> None:
     assert "serving /models/m instead" in made.warnings[0]
     neither = planned(wanted, host(models=[REFUSED], checkpoints={"/models/m": None}))
     assert ["needs a token" in neither.errors[0].message, "no config.json" in neither.errors[1].message] == [True, True]
+
+
+OUT_OF_REACH = {"repo": "org/m", "hub": MODEL["hub"], "error": "cannot be reached", "out_of_reach": True}
+
+
+def test_a_hub_out_of_reach_is_no_refusal_as_long_as_another_host_may_have_the_model() -> None:
+    assert planned(deployment(), host(models=[OUT_OF_REACH])).undecided
+    assert not planned(deployment(), host(models=[REFUSED])).undecided  # nobody else may have it either
+    assert not planned(deployment(), host(models=[OUT_OF_REACH], gpus=0)).services
+    checkpoint = host(models=[OUT_OF_REACH], checkpoints={"/models/m": {}})
+    assert not planned(deployment(checkpoint_path="/models/m"), checkpoint).undecided
+
+
+def test_what_one_host_holds_another_one_plans_with() -> None:
+    files = {"config": {"model_type": "llama"}, "weight_bytes": 400}
+    (held,) = planned(deployment(), host(models=[MODEL | {"files": files}])).holds
+    hostvars = {"a": {fleet.RESULT: {"sglang_ops": {"plan": {"holds": [held]}}}}, "b": {}}
+    offer = fleet.offers(hostvars, ["a", "b"])["org/m", "main"]
+    assert offer == {"commit": COMMIT, "bytes": 500, "files": files}
+    made = planned(deployment(), host(models=[MODEL | offer | {"cached": False, "offered": True}]))
+    assert made.errors == ()
+    assert (made.models[0]["commit"], made.models[0]["offered"]) == (COMMIT, 500)
+    assert made.steps[0].why == "not in the cache, 0.0 MB, which another host has"
 
 
 def test_foreign_listener_and_neighbours_port_are_refused() -> None:

@@ -76,6 +76,7 @@ def test_complete_example_is_read_as_written(tmp_path: Path) -> None:
         ("  endpoints: {chatt: /v1}", "deployment.endpoints.chatt", "Did you mean 'chat'?"),
         ("  type: vllm", "deployment.type", "'sglang'"),
         ("  name: My Name", "deployment.name", "lower-case letters"),
+        ("  name: ops-peers", "deployment.name", "begin with 'ops-' are this tool's own. Write 'peers'."),
     ],
 )
 def test_mistakes_are_named_with_path_and_line(tmp_path: Path, body: str, path: str, says: str) -> None:
@@ -85,6 +86,14 @@ def test_mistakes_are_named_with_path_and_line(tmp_path: Path, body: str, path: 
     assert problem.path == path
     assert problem.line == 4
     assert says in str(problem)
+
+
+def test_a_name_that_units_of_this_tool_have_is_not_made_from_the_models_either(tmp_path: Path) -> None:
+    text = "deployment:\n  hf_model_handle: org/m\n  served_model_name: "
+    with pytest.raises(SpecErrors, match=r"sglang-ops-peers; names that begin with 'ops-'.* Set name to"):
+        load(write(tmp_path, text + "Ops Peers\n"))
+    assert load(write(tmp_path, text + "Ops Peers\n  name: peers\n")).deployment.service_name == "sglang-peers"
+    assert load(write(tmp_path, text + "opsec\n")).deployment.service_name == "sglang-opsec"
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
