@@ -98,6 +98,7 @@ def test_pause_from_elsewhere_holds_the_next_batch_and_resume_finishes(lab: Lab,
     assert lab.json("rollout status")["rollouts"] == []
 
 
+@pytest.mark.slow
 def test_killed_controller_is_undone_or_finished_by_the_next_run(lab: Lab) -> None:
     old = running(lab)
     config = release(lab, 5)
@@ -160,6 +161,7 @@ def test_settings_that_cannot_be_are_refused_before_a_host_is_touched(
     assert says in done.stderr
 
 
+@pytest.mark.slow
 def test_quality_gate_sends_a_canary_back_that_serves_nonsense(lab: Lab) -> None:
     old = running(lab)
     config = release(lab, 7)
