@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
+        """A plan as another version may have written it, too: what is not known here is left out."""
         data: dict[str, Any] = json.loads(text)
-        return cls(**{**data, "shape": Shape(**data["shape"])})
+        shape = {field.name: data["shape"][field.name] for field in fields(Shape) if field.name in data["shape"]}
+        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        return cls(**{**known, "shape": Shape(**shape)})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from lab_plans import make_plan
 
@@ -12,6 +14,9 @@ from sglang_ops.lab.settings import Folder, Plan, Shape, folder
 def test_plan_survives_json() -> None:
     plan = make_plan(name="big", hosts=12, gpus=8, engine="podman", os="debian12", server="simulator")
     assert Plan.from_json(plan.to_json()) == plan
+    newer = json.loads(plan.to_json()) | {"colour": "blue"}
+    newer["shape"]["colour"] = "blue"
+    assert Plan.from_json(json.dumps(newer)) == plan
 
 
 def test_addresses_follow_from_the_network() -> None:
