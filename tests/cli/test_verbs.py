@@ -50,7 +50,7 @@ def test_deploy_reports_each_host_in_the_agreed_form(first_deploy: Shell) -> Non
     found = first_deploy.json("deploy", "-i", "hosts.yml")
     assert (found["ok"], found["exit_code"], first_deploy.code) == (True, 0, 0)
     host = found["hosts"][0]
-    assert set(host) == {"host", "changed", "module_executions", "seconds", "services", "release"}
+    assert set(host) == {"host", "changed", "module_executions", "seconds", "services", "release", "kernels"}
     assert (host["changed"], host["module_executions"]) == (1, 3)
     assert host["seconds"] > 0
     service = host["services"][0]
