@@ -81,11 +81,19 @@ def current():
         time.sleep(0.02)
 
 
-def generation():
-    """Changes whenever somebody takes the lock: what was seen at the same one, no other operator has changed."""
+def counted():
+    """How often the lock has been taken, and since which start of the host."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
         boot = stream.read().strip()
     return "%s:%d" % (boot, _written().get("count", 0))
+
+
+def generation():
+    """Equal to `counted` when the lock is had: no other operator has changed what was seen.
+
+    What is seen while somebody is at work may be otherwise a moment later, so it has one that is equal to none.
+    """
+    return counted() + ("+" if locked_by("lock") or locked_by("work") else "")
 
 
 @contextlib.contextmanager
@@ -142,7 +150,7 @@ class Holder:
         handle = _open("lock")
         if not self._take(handle):
             return
-        before, count = generation(), _written().get("count", 0)
+        before, count = counted(), _written().get("count", 0)
         identity = dict(self.asked["identity"], holder=os.getpid(), since=time.time(), count=count + 1)
         os.ftruncate(handle, os.pwrite(handle, json.dumps(identity).encode(), 0))
         if not self._settle():

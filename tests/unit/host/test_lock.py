@@ -131,8 +131,9 @@ def test_the_generation_changes_with_each_holder(operator: Callable[..., Operato
     assert lock.generation() == seen
     ana = operator("ana")
     assert ana.heard()["before"] == seen
+    during = lock.generation()
     ana.end()
-    assert lock.generation() != seen
+    assert lock.generation() not in {seen, during}, "what is seen during a run may be otherwise after it"
     assert operator("bob").heard()["before"] == lock.generation().rpartition(":")[0] + ":1"
 
 
