@@ -141,18 +141,24 @@ class Keeper:
         self._watches: set[asyncio.Task[None]] = set()
 
     async def run(self, listener: socket.socket) -> None:
-        over = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self._life, over.set)
+        over, last_word = asyncio.Event(), b""
+
+        def ended() -> None:
+            nonlocal last_word
+            last_word = os.read(self._life, 1)
+            over.set()
+            asyncio.get_running_loop().remove_reader(self._life)
+
+        asyncio.get_running_loop().add_reader(self._life, ended)
         server = await asyncio.start_unix_server(self._serve, sock=listener, limit=LINE_BYTES)
         while not over.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), BEAT_SECONDS)
             for grip in self._grips.values():
                 grip.beat()
-        asyncio.get_running_loop().remove_reader(self._life)
         for watch in self._watches:
             watch.cancel()
-        if not processes.lives(self._owner, self._birth):
+        if not last_word:  # killed; whether the process is gone yet would be a race
             processes.kill(_left_behind(self._life))
         await asyncio.gather(*(grip.end() for grip in self._grips.values()))
         server.close()
