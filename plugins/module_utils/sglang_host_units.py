@@ -40,6 +40,8 @@ class Host:
     def systemctl(self, *arguments):
         self.changed = self.changed or arguments[0] not in ("daemon-reload", "reset-failed")
         error = "" if self.check else systemd.systemctl(*arguments)
+        if arguments[0] == "stop" and error.endswith("not loaded."):
+            return  # its unit is gone, and with its last process systemd has forgotten it
         if error and arguments[0] in ("start", "stop", "enable"):
             name = arguments[-1][: -len(".service")]
             log = systemd.journal(name, systemd.show([name]).get(name, {}))
