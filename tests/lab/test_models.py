@@ -145,7 +145,7 @@ def test_a_download_under_way_is_seen_and_one_that_was_cut_off_is_completed(
     only = ("--limit", lab.hosts[0], *elsewhere)
     refused = models(lab, "prune", "--yes", *only)
     assert refused["exit_code"] == 5
-    assert re.search(r"is locked by .+, models_pull", refused["hosts"][0]["failure"]["cause"])
+    assert re.search(r"is locked by .+, models pull", refused["hosts"][0]["failure"]["cause"])
     claim = json.loads(lab.ssh("cat /var/lib/elsewhere/hub/.locks/.sglang-ops/models--*/*"))
     lab.ssh(f"kill -9 {claim['pid']}")  # of the module: it cleans nothing up, its container goes on
     assert process.wait(60) == 1
