@@ -326,7 +326,8 @@ def test_a_killed_controller_leaves_no_work_and_the_next_run_goes_on(lab: Lab, m
     hub(lab, f"faults/{model}", "DELETE")
     done = bring(lab, model, tmp_path)  # against servers of the killed run, which have another key
     assert done.failed == []
-    assert done.warnings == []
+    # A host may be met just as it replaces the server of the killed run; whoever met it turns to another one.
+    assert [text for text in done.warnings if not text.endswith("it has ended")] == []
     assert set(done.givers) == set(lab.hosts[1:])
     assert hub(lab, "traffic")[model]["bytes"] - before <= size(model) + len(lab.hosts) * 1000
     assert_whole(lab, model, lab.hosts)
