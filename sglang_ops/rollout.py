@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from sglang_ops.planning.settings import fingerprint
 from sglang_ops.spec import Deployment, EnvValue
 from sglang_ops.spec.model import is_secret
 from sglang_ops.spec.rollout import Rollout
+from sglang_ops.spec.secret_flags import without_secrets
 
 Hostvars = Mapping[str, Mapping[str, Any]]
 
@@ -23,7 +23,6 @@ TURN = "__sglang_server_turn"
 GATE = "__sglang_server_gate"
 DEFAULT_CANARY = 1
 DEFAULT_BATCH = "25%"  # as Kubernetes' maxUnavailable
-_SECRET_FLAG = re.compile(r"^--[\w-]*(key|token|secret|password)[\w-]*$", re.IGNORECASE)
 
 
 def canary_of(hosts: int, canary: int | None, batch: int | str | None, *, serving: bool) -> int:
@@ -158,28 +157,19 @@ def described(deployment: Deployment) -> dict[str, Any]:
     """What a deployment asks for, for telling later what has changed; secrets as one-way marks."""
     data: dict[str, Any] = deployment.model_dump(mode="json", exclude_none=True)
     data["env_vars"] = {
-        name: f"secret {fingerprint(value.value)}" if _written_secret(name, value) else value.reference()
+        name: _mark(value.value) if _written_secret(name, value) else value.reference()
         for name, value in deployment.env_vars.items()
     }
-    data["extra_args"] = list(_hidden(deployment.extra_args))
+    data["extra_args"] = list(without_secrets(deployment.extra_args, _mark))
     return data
+
+
+def _mark(secret: str) -> str:
+    return f"secret {fingerprint(secret)}"
 
 
 def _written_secret(name: str, value: EnvValue) -> bool:
     return value.kind == "literal" and is_secret(name, value)
-
-
-def _hidden(arguments: Sequence[str]) -> Iterator[str]:
-    previous = ""
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if equals and _SECRET_FLAG.match(flag):
-            yield f"{flag}=secret {fingerprint(value)}"
-        elif _SECRET_FLAG.match(previous) and not argument.startswith("--"):
-            yield f"secret {fingerprint(argument)}"
-        else:
-            yield argument
-        previous = argument
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

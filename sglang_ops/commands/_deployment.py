@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,9 @@ from sglang_ops import inventory_check, spec
 from sglang_ops.commands import _overrides
 from sglang_ops.errors import UsageError
 from sglang_ops.spec import model, yamlfile
+from sglang_ops.spec.secret_flags import without_secrets
 
 SECTIONS = ("deployment", "deployments")
-_SECRET_FLAG = re.compile(r"^--[\w-]*(key|token|secret|password)[\w-]*$", re.IGNORECASE)
 HIDDEN = "(hidden)"
 
 
@@ -129,7 +128,7 @@ def _shown(deployment: spec.Deployment) -> dict[str, Any]:
         name: HIDDEN if value.kind == "literal" and model.is_secret(name, value) else value.reference()
         for name, value in deployment.env_vars.items()
     }
-    section["extra_args"] = list(_without_secrets(deployment.extra_args))
+    section["extra_args"] = list(without_secrets(deployment.extra_args, lambda _: HIDDEN))
     return {key: value for key, value in section.items() if value not in ({}, [])}
 
 
@@ -138,24 +137,11 @@ def _secrets(deployment: spec.Deployment) -> set[str]:
     for name, value in deployment.env_vars.items():
         if model.is_secret(name, value):
             found.add(os.environ.get(value.value, "") if value.kind == "host" else value.value)
-    shown = list(_without_secrets(deployment.extra_args))
+    shown = list(without_secrets(deployment.extra_args, lambda _: HIDDEN))
     found |= {
         was.partition("=")[2] or was for was, now in zip(deployment.extra_args, shown, strict=True) if was != now
     }
     return found
-
-
-def _without_secrets(arguments: Sequence[str]) -> Iterator[str]:
-    previous = ""
-    for argument in arguments:
-        flag, equals, _ = argument.partition("=")
-        if equals and _SECRET_FLAG.match(flag):
-            yield f"{flag}={HIDDEN}"
-        elif _SECRET_FLAG.match(previous) and not argument.startswith("--"):
-            yield HIDDEN
-        else:
-            yield argument
-        previous = argument
 
 
 def _masked(value: Any, name: str = "") -> Any:

@@ -1,0 +1,22 @@
+"""Arguments of a command line whose values are secrets: one rule for all that show, keep or compare arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+_SECRET_FLAG = re.compile(r"^--[\w-]*(key|token|secret|password)[\w-]*$", re.IGNORECASE)
+
+
+def without_secrets(arguments: Sequence[str], instead: Callable[[str], str]) -> Iterator[str]:
+    """The arguments with `instead(value)` for each value of a flag that is called like a secret."""
+    previous = ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if equals and _SECRET_FLAG.match(flag):
+            yield f"{flag}={instead(value)}"
+        elif _SECRET_FLAG.match(previous) and not argument.startswith("--"):
+            yield instead(argument)
+        else:
+            yield argument
+        previous = argument
