@@ -215,6 +215,8 @@ def absent(host, names, purge):
         record = store.read_record(name, store.read_state(name)["release"])
         if record.get("image_digest"):
             images[record["content"]["image"]] = (record["engine"], record["image"])
+        if host.module.params["drain_timeout"]:
+            host.stop([name])
         host.systemctl("disable", "--quiet", "--now", name + ".service")
         unit = store.read_text(store.unit_path(name))
         if unit is not None:
