@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops import catalog, registry
+from sglang_ops.addresses import address_of
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
@@ -90,7 +91,7 @@ def group_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> Group | N
     host, playing = str(task_vars["inventory_hostname"]), list(map(str, task_vars["ansible_play_hosts_all"]))
     hosts = group_of(deployment, host, hosts_of(deployment, task_vars), playing)
     others = task_vars["hostvars"]
-    return Group({name: str(others[name].get("ansible_host") or name) for name in hosts})
+    return Group({name: address_of(name, others[name]) for name in hosts})
 
 
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:

@@ -27,9 +27,10 @@ from sglang_ops.action_inputs import (
     resolve_once,
     tagged,
 )
+from sglang_ops.addresses import address_of
 from sglang_ops.errors import OpsError
 from sglang_ops.fleet import RESULT, offers
-from sglang_ops.gateways import address_of, before, gateways_of
+from sglang_ops.gateways import before, gateways_of
 from sglang_ops.planning import (
     HostFacts,
     ResolvedImage,
