@@ -40,6 +40,8 @@ def under_way():
     shown = systemd.show([job["unit"] for job in jobs.values()]) if jobs else {}
     found = []
     for run, job in jobs.items():
+        if job.get("gate"):  # part of a roll-out that is over, or its controller gone
+            continue
         if systemd.state(shown.get(job["unit"], {})) in ("inactive", "failed"):
             continue
         told = _read(run, "status.json")
