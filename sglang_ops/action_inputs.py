@@ -21,6 +21,7 @@ from sglang_ops.planning.questions import repository
 from sglang_ops.spec import Deployment, DeploymentFile, Gateway, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
+BASE_VARIABLE = "sglang_ops_deployment_base"  # where relative paths of these files begin
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
 # What a host's variables may say, in the words of the deployment file; one of the first two must be there.
 SECTIONS = ("deployment", "deployments", "env_vars", "execution", "rollout")
@@ -63,6 +64,11 @@ def written(files: Sequence[DeploymentFile]) -> tuple[Deployment, ...]:
     found = [deployment for file in files for deployment in file.services]
     check_names(found)
     return tuple(found)
+
+
+def base_of(task_vars: Mapping[str, Any]) -> Path:
+    """Where relative paths of the deployment begin: beside its file, else where ansible-playbook was started."""
+    return Path(str(task_vars.get(BASE_VARIABLE) or Path.cwd()))
 
 
 def evaluated_file(task_vars: Mapping[str, Any], templar: Any, deployment: Deployment) -> DeploymentFile:

@@ -19,6 +19,8 @@ except ImportError:  # plain ansible-playbook in a checkout
 from sglang_ops import catalog
 from sglang_ops.action_inputs import (
     ROLLOUT_VARIABLE,
+    base_of,
+    evaluated_file,
     files_of,
     group_for,
     hub_token,
@@ -77,6 +79,12 @@ class ActionModule(ActionBase):
         run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | given)
         run.check_size(len(task_vars.get("ansible_play_hosts_all") or ()))
         settings = Settings.model_validate(plain(self._task.args) | run.timeouts)
+        if run.settings.gate and run.settings.gate.policy:
+            from sglang_ops.evaluation import release_gate
+
+            for item in deployments:
+                file = evaluated_file(task_vars, self._templar, item)
+                release_gate.read(run.settings.gate.model_dump(), file, item, base_of(task_vars))
         named = [item.image for item in deployments] + [gateway.image for gateway, _, _ in fronts]
         resolved = {image: self._image(image, settings, run.digests.get(image)) for image in dict.fromkeys(named)}
         servers = [resolved[item.image][0] for item in deployments]
