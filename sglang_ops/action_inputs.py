@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops import catalog, registry
+from sglang_ops.addresses import address_of
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
@@ -21,6 +22,7 @@ from sglang_ops.rollout import changes, described
 from sglang_ops.spec import Deployment, DeploymentFile, Gateway, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
+BASE_VARIABLE = "sglang_ops_deployment_base"  # where relative paths of these files begin
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
 # What hosts that serve a model together may each have their own of: interfaces, and where things lie.
 OWN = {"env_vars", "mounts", "checkpoint_path"}
@@ -67,6 +69,11 @@ def written(files: Sequence[DeploymentFile]) -> tuple[Deployment, ...]:
     return tuple(found)
 
 
+def base_of(task_vars: Mapping[str, Any]) -> Path:
+    """Where relative paths of the deployment begin: beside its file, else where ansible-playbook was started."""
+    return Path(str(task_vars.get(BASE_VARIABLE) or Path.cwd()))
+
+
 def evaluated_file(task_vars: Mapping[str, Any], templar: Any, deployment: Deployment) -> DeploymentFile:
     """The file that the deployment stands in, for its `evaluation:`. Raises SpecErrors, PreflightError."""
     for path in plain(templar.template(task_vars.get(FILES_VARIABLE) or [])):
@@ -97,7 +104,7 @@ def group_for(deployment: Deployment, task_vars: Mapping[str, Any], templar: Any
         for name in hosts:
             if name != host:
                 _agree(deployment, host, name, deployments_of(others[name], templar))
-    return Group({name: str(others[name].get("ansible_host") or name) for name in hosts})
+    return Group({name: address_of(name, others[name]) for name in hosts})
 
 
 def _agree(deployment: Deployment, host: str, other: str, theirs: Sequence[Deployment]) -> None:

@@ -19,6 +19,8 @@ except ImportError:  # plain ansible-playbook in a checkout
 from sglang_ops import catalog
 from sglang_ops.action_inputs import (
     ROLLOUT_VARIABLE,
+    base_of,
+    evaluated_file,
     files_of,
     group_for,
     hub_token,
@@ -28,9 +30,10 @@ from sglang_ops.action_inputs import (
     servers_of,
     tagged,
 )
+from sglang_ops.addresses import address_of
 from sglang_ops.errors import OpsError
 from sglang_ops.fleet import RESULT, offers
-from sglang_ops.gateways import address_of, before, gateways_of
+from sglang_ops.gateways import before, gateways_of
 from sglang_ops.groups import plans_of_mates
 from sglang_ops.planning import (
     HostFacts,
@@ -83,6 +86,12 @@ class ActionModule(ActionBase):
         run.check_size(len(servers_of(files, task_vars)))
         given = {key: value for key, value in plain(self._task.args).items() if key != "mates"}
         settings = Settings.model_validate(given | run.timeouts)
+        if run.settings.gate and run.settings.gate.policy:
+            from sglang_ops.evaluation import release_gate
+
+            for item in deployments:
+                file = evaluated_file(task_vars, self._templar, item)
+                release_gate.read(run.settings.gate.model_dump(), file, item, base_of(task_vars))
         named = [item.image for item in deployments] + [gateway.image for gateway, _, _ in fronts]
         resolved = {image: self._image(image, settings, run.digests.get(image)) for image in dict.fromkeys(named)}
         servers = [resolved[item.image][0] for item in deployments]

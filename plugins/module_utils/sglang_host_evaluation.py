@@ -15,7 +15,9 @@ import shutil
 import tarfile
 import time
 
+from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import free_bytes
@@ -23,12 +25,16 @@ from ansible.module_utils.sglang_host_command import free_bytes
 ROOT = "/var/lib/sglang-ops/evaluations"
 LEAST_BYTES = 200 * 1000 * 1000  # answers and data of a run
 MOST_AT_ONCE = 64  # requests, where the file does not say how many: more only wait in the server's queue
-ENDED = ("done", "refused", "stalled", "failed", "stopped", "cancelled")
+ENDED = ("done", "refused", "stalled", "replaced", "failed", "stopped", "cancelled")
 _FETCHED = ("job.json", "checked.json", "status.json", "results")
 
 
 class Refused(Exception):
-    """Why the run cannot begin, in one sentence; nothing was touched."""
+    """Why the run cannot begin, in one sentence; nothing was touched. `hint` is the exit code."""
+
+    def __init__(self, text, hint=7):
+        super().__init__(text)
+        self.hint = hint
 
 
 def directory(run):
@@ -71,6 +77,7 @@ def status(run):
         shards=job["tasks"][0]["shards"],
         created=job.get("created"),
         names=[t["name"] for t in job["tasks"]],
+        model=job["server"]["model"],
     )
 
 
@@ -88,6 +95,37 @@ def line(told):
         shown.append("%s left" % ("%dm%02ds" % (minutes, seconds) if minutes else "%ds" % seconds))
     failed = sum(task.get("failed", 0) for task in (told.get("tasks") or {}).values())
     return ", ".join(shown + (["%d failed" % failed] if failed else []))
+
+
+def unchanging(records):
+    """Raises Refused while somebody changes these services, or has not come to an end with it."""
+    holder = lock.current()
+    if holder:
+        raise Refused(
+            "%s is at work on this host (%s). Evaluate once that is done."
+            % (holder.get("who") or "somebody", " ".join(filter(None, [holder.get("verb"), holder.get("run")]))),
+            hint=5,
+        )
+    for record in records:
+        begun = rollouts.read(record["name"])
+        if begun:
+            paused = (begun.get("paused") or {}).get("why")
+            raise Refused(
+                "A roll-out of %s has not finished here%s: other hosts may serve another release. "
+                "See `sglang-ops rollout status`." % (record["name"], " (paused: %s)" % paused if paused else "")
+            )
+
+
+def same_releases(job):
+    """Raises Refused where the job's services are not those any more with which it began."""
+    for name, began in (job.get("releases") or {}).items():
+        now = store.read_state(name)["release"]
+        if now != began:
+            raise Refused(
+                "the run began with release %s of %s, and now %s is deployed: two models are not scored as one. "
+                "Begin a new run, or go back with `sglang-ops rollback --to %s`."
+                % (began, name, now or "none", began)
+            )
 
 
 def services(deployment, served):
@@ -181,6 +219,8 @@ def prepared(job, api_key):
             "%s has %d MB free, a run needs %d MB. Make room."
             % (ROOT, free // 1000000, LEAST_BYTES // 1000000)
         )
+    if not job.get("gate"):  # a roll-out's own evaluation is part of it
+        unchanging(records)
     layers = serving(records, api_key)
     gates = [dict(record["gate"], api_key=api_key) for record in records]
     known = [capacity(gate) for gate in gates]
@@ -199,6 +239,7 @@ def prepared(job, api_key):
         patience=gate["start_timeout"],
         created=time.time(),
         warnings=warnings,
+        releases={record["name"]: record["release"] for record in records},
         upstreams=[{"address": item["address"], "port": item["port"]} for item in gates],
         server={
             "image_digest": records[0]["image_digest"],

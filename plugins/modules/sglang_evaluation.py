@@ -136,6 +136,7 @@ class Host:
                 "service": job["service"],
                 "concurrency": job["concurrency"],
                 "names": [task["name"] for task in job["tasks"]],
+                "model": job["server"]["model"],
             }
         self.begin(job["unit"])
         return self.checked(progress)
@@ -151,6 +152,7 @@ class Host:
         layers_of = evaluation.services(job["deployment"], job["model"])
         if not layers_of:
             raise evaluation.Refused("%s is not deployed here any more." % job["deployment"])
+        evaluation.same_releases(job)
         evaluation.serving(layers_of, evaluation.read(self.run, "secrets.json").get("api_key"))
         now = evaluation.status(self.run)
         failed = any(task.get("failed") for task in (now["tasks"] or {}).values())
@@ -158,7 +160,7 @@ class Host:
             return now
         systemd.systemctl("stop", job["unit"] + ".service")
         store.write_atomic(os.path.join(base, "job.json"), json.dumps(job, indent=1))
-        for name in ("cancelled", "finished", "status.json"):
+        for name in ("cancelled", "finished", "status.json", "replaced.json"):
             if os.path.exists(os.path.join(base, name)):
                 os.unlink(os.path.join(base, name))
         store.write_atomic(os.path.join(base, "again"), "")  # the container forgets what failed, and scores anew
@@ -267,7 +269,7 @@ def main():
         try:
             found = act(host, state, progress)
         except evaluation.Refused as refused:
-            module.fail_json(msg=str(refused), exit_hint=7, sglang_ops={"kind": "evaluation", "runs": []})
+            module.fail_json(msg=str(refused), exit_hint=refused.hint, sglang_ops={"kind": "evaluation", "runs": []})
     changed = state in ("started", "resumed", "cancelled", "absent")
     module.exit_json(
         changed=changed, diff=host.diff, sglang_ops={"kind": "evaluation", "runs": found, "warnings": host.warnings}

@@ -44,7 +44,9 @@ options:
     elements: dict
     default: []
   quality:
-    description: A question with a known answer (C(prompt), C(expect), C(max_tokens)) for what serves; empty is none.
+    description:
+      - A question with a known answer (C(prompt), C(expect), C(max_tokens)) for what serves; empty is none.
+      - Or a C(verdict) with its C(why), from the action plugin of the same name, where C(policy) had it evaluate.
     type: dict
     default: {}
   paused:

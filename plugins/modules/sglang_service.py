@@ -75,6 +75,7 @@ sglang_ops:
 
 import os
 
+from ansible.module_utils import sglang_host_evaluating as evaluating
 from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_group as group
 from ansible.module_utils import sglang_host_jit as jit
@@ -129,6 +130,8 @@ def present(host, services, secrets, runtime):
     for service in changing:
         if steps[service["name"]]["record"]:
             host.note(service["name"], now[service["name"]]["release"], service["release"], "deploy")
+    if not host.check:
+        evaluating.replaced({service["name"]: service["release"] for service in changing})
     host.stop([service["name"] for service in changing if steps[service["name"]]["stop"]])
     for service in changing:
         if steps[service["name"]]["write"]:
@@ -178,6 +181,8 @@ def rolled_back(host, services):
     """
     done = []
     now = observe([service["name"] for service in services])
+    if not host.check:
+        evaluating.replaced({item["name"]: item.get("to", now[item["name"]]["stable"]) for item in services})
     host.stop([item["name"] for item in services if "to" in item and now[item["name"]]["state"] in ACTIVE])
     for service in services:
         name, current = service["name"], now[service["name"]]
@@ -226,6 +231,8 @@ def absent(host, names, purge):
     """Stop and forget; with `purge`, images and compiled kernels that no other service uses are deleted too."""
     images = {}
     compiled = jit.named_by(names)
+    if not host.check:
+        evaluating.replaced(dict.fromkeys(names))
     for name in names:
         record = store.read_record(name, store.read_state(name)["release"])
         if record.get("image_digest"):

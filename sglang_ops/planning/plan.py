@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sglang_ops.planning.checks import check_disks, check_engine
+from sglang_ops.planning.checks import check_disks, check_engine, check_evaluations
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.draft import Draft, draft
 from sglang_ops.planning.facts import HostFacts, Service
@@ -71,6 +71,9 @@ def plan(
         [_explained(gateway_plan(item, facts, settings), facts) for item in gateways]
         + [_service(made, facts, settings) for made in ordered]
     )
+    spoilt = check_evaluations(services, facts) if not settings.interrupt_evaluations else []
+    if spoilt:
+        return HostPlan(facts.host, tuple(spoilt), warnings, engine=settings.container_engine)
     images = [item.image for item in gateways] + [made.wanted.image for made in ordered]
     return HostPlan(
         host=facts.host,

@@ -148,7 +148,11 @@ def test_shares_and_numbers_of_hosts(value: object) -> None:
         ({"max_failures": "some"}, "rollout.max_failures"),
         ({"order": "random"}, "rollout.order"),
         ({"gate": {"prompt": "2+2?", "expect": "("}}, "rollout.gate.expect: '(' is no regular expression"),
-        ({"gate": {"policy": "p.yaml"}}, "rollout.gate.policy"),
+        ({"gate": {"policies": "p.yaml"}}, "rollout.gate.policies"),
+        ({"gate": {"prompt": "2+2?"}}, "rollout.gate: has no expect"),
+        ({"gate": {"limit_samples": 4}}, "rollout.gate: has no prompt"),
+        ({"gate": {"policy": "p", "prompt": "2+2?", "expect": "4"}}, "rollout.gate: has policy and prompt"),
+        ({"gate": {"tasks": ["a"], "prompt": "2+2?", "expect": "4"}}, "rollout.gate: has tasks without policy"),
         ({"cannary": 1}, "rollout.cannary"),
     ],
 )
