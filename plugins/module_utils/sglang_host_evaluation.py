@@ -140,6 +140,12 @@ def services(deployment, served):
     return [one for one in records if one.get("gate") and one["gate"]["served_model_name"] == served]
 
 
+def key_of(job):
+    """The key that the servers of a job ask for, "" where they ask for none."""
+    keys = (probe.api_key(record["gate"]) for record in services(job["deployment"], job["model"]))
+    return next(filter(None, keys), "")
+
+
 def serving(records, api_key):
     """Ask each service the gate's questions; [layers] of each. Raises Refused with the first that is not answered."""
     shown = systemd.show([record["name"] for record in records])

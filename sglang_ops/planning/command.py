@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sglang_ops.planning.key_launcher import PROGRAM
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.planning.systemd import command, quote
 from sglang_ops.spec import Deployment, cache_of
@@ -74,8 +75,10 @@ def _server(deployment: Deployment, source: ModelSource) -> tuple[str, ...]:
     model = source.arguments()
     if option(extra, "--revision"):
         model = model[:2]
+    start = ("-m", "sglang.launch_server") if deployment.api_key is None else ("-c", PROGRAM, "sglang.launch_server")
     return (
-        *("python3", "-m", "sglang.launch_server"),
+        "python3",
+        *start,
         *model,
         *host,
         *("--port", str(deployment.port)),
