@@ -13,8 +13,8 @@ from ansible.module_utils import sglang_host_bench as bench
 from ansible.module_utils import sglang_host_probe as probe
 from situations import deployment, host, planned
 
-from sglang_ops.planning import Secrets
-from sglang_ops.planning.key_launcher import PROGRAM
+from sglang_ops.planning import Secrets, with_key
+from sglang_ops.planning.command import WITH_KEY
 from sglang_ops.spec import SpecErrors
 from sglang_ops.spec.model import API_KEY
 
@@ -26,7 +26,7 @@ def test_the_key_is_a_secret_of_the_release(monkeypatch: pytest.MonkeyPatch) -> 
     (service,) = planned(wanted, host(), secrets=Secrets.of(wanted, {"SERVER_KEY": KEY})).services
     assert service.secrets == (API_KEY,)
     assert KEY not in service.unit + str(service.content)
-    assert service.content["argv"][:4] == ["python3", "-c", PROGRAM, "sglang.launch_server"]
+    assert service.content["argv"][:4] == ["python3", WITH_KEY, "sglang.launch_server", "--model-path"]
     other = planned(wanted, host(), secrets=Secrets.of(wanted, {"SERVER_KEY": "another"})).services[0]
     assert other.release != service.release, "another key is another release"
 
@@ -57,7 +57,7 @@ def test_the_launcher_adds_the_key_and_keeps_it_out_of_the_log(tmp_path: Path) -
         f"print(sys.argv[1:] == ['--port', '1', '--api-key', '{KEY}'], __name__)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "server", "--port", "1"], capture_output=True, text=True, check=True,
+        [sys.executable, with_key.__file__, "server", "--port", "1"], capture_output=True, text=True, check=True,
         cwd=tmp_path, env=os.environ | {API_KEY: KEY},
     )  # fmt: skip
     assert done.stdout.split() == ["True", "__main__"]
