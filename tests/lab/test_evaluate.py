@@ -269,12 +269,12 @@ def answered(lab: Lab) -> Counter[str]:
 @pytest.mark.slow
 def test_two_models_are_never_scored_as_one(lab: Lab) -> None:
     """Another release in the middle of a run: refused, and where it is insisted on, the run says so and ends."""
-    serve(lab, "slow.jsonl")
+    serve(lab, "slower.jsonl")
     assert evaluate(lab, "--name", "mixed", "--detach", "-t", "ifeval")["ok"]
-    wait_for(lambda: progress(lab, "mixed") >= 2)
+    wait_for(lambda: progress(lab, "mixed") >= 1)
     other = lab.write(
         "other",
-        env_vars={"SGLANG_SIMULATOR_ANSWERS": "/answers/slow.jsonl"},
+        env_vars={"SGLANG_SIMULATOR_ANSWERS": "/answers/slower.jsonl"},
         mounts={"/srv/answers": "/answers:ro"},
         extra_args="--log-level info",
     )
