@@ -43,6 +43,16 @@ options:
     description: Seconds for the requests in flight before a server is ended; C(0) leaves it to its unit.
     type: int
     default: 0
+  again:
+    description:
+      - With V(stopped), seconds after which the services are started again, unless somebody does before; V(0) never.
+    type: int
+    default: 0
+  left_out:
+    description: Hosts of the inventory that this run leaves out; a service that one of them serves, too, is refused.
+    type: list
+    elements: str
+    default: []
   purge:
     description: With V(absent), also delete what the services alone used (images, compiled kernels).
     type: bool
@@ -67,6 +77,7 @@ import os
 
 from ansible.module_utils import sglang_host_evaluating as evaluating
 from ansible.module_utils import sglang_host_gateway as gateways
+from ansible.module_utils import sglang_host_group as group
 from ansible.module_utils import sglang_host_jit as jit
 from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_rollout as rollouts
@@ -130,8 +141,8 @@ def present(host, services, secrets, runtime):
         if steps[service["name"]]["start"]:
             host.start(service["name"])
         host.record(service["name"], service["release"], now[service["name"]]["stable"])
-    return [{"name": service["name"], "release": service["release"], "action": _word(steps[service["name"]])}
-            for service in services]
+    return [{"name": service["name"], "release": service["release"],
+             "action": _word(steps[service["name"]], service["action"])} for service in services]
 
 
 def keep_release(host, service, secrets, runtime):
@@ -148,8 +159,10 @@ def keep_release(host, service, secrets, runtime):
         os.makedirs(directory, mode=0o755, exist_ok=True)
 
 
-def _word(step):
-    return "restart" if step["stop"] else "start" if step["start"] else "write" if step["changed"] else "none"
+def _word(step, asked):
+    if not step["changed"]:
+        return "none"
+    return "restart" if step["stop"] or asked == "restart" else "start" if step["start"] else "write"
 
 
 def _from_host(host, service, wanted):
@@ -203,12 +216,14 @@ def restarted(host, names):
     return _done(names, "restart")
 
 
-def stopped(host, names):
+def stopped(host, names, again=0):
     now = observe(names)
-    for name in names:
-        if now[name]["state"] in ACTIVE or now[name]["state"] == "failed":
-            host.systemctl("stop", name + ".service")
-            host.systemctl("reset-failed", name + ".service")
+    left = [name for name in names if now[name]["state"] in ACTIVE or now[name]["state"] == "failed"]
+    for name in [] if host.check else names:
+        group.arm(name, again) if again and name in left else group.disarm(name)
+    host.stop(left)
+    for name in left:
+        host.systemctl("reset-failed", name + ".service")
     return _done(names, "stop")
 
 
@@ -257,20 +272,28 @@ def main():
             "purge": {"type": "bool", "default": False},
             "change": {"type": "dict", "default": {}},
             "drain_timeout": {"type": "int", "default": 0},
+            "again": {"type": "int", "default": 0},
+            "left_out": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     host, given, state = Host(module), module.params["services"], module.params["state"]
+    wanted = [service["name"] for service in given] or module.params["names"]
+    names = [name for name in store.names() if not wanted or name in wanted]
+    refused = group.cut(names, module.params["left_out"])
+    if refused:
+        module.fail_json(msg=refused, exit_hint=7)
     with lock.working(unless=module.check_mode):
         if state == "present":
             done = present(host, given, module.params["secrets"], module.params["runtime"])
         elif state == "rolled_back":
             done = rolled_back(host, given)
+        elif state == "restarted":
+            done = restarted(host, names)
+        elif state == "stopped":
+            done = stopped(host, names, module.params["again"])
         else:
-            wanted = module.params["names"]
-            names = [name for name in store.names() if not wanted or name in wanted]
-            act = {"restarted": restarted, "stopped": stopped}.get(state)
-            done = act(host, names) if act else absent(host, names, module.params["purge"])
+            done = absent(host, names, module.params["purge"])
     module.exit_json(changed=host.changed, diff=host.diffs, sglang_ops={"kind": "service", "services": done})
 
 

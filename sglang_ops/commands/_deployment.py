@@ -12,8 +12,9 @@ from typing import Any
 
 from sglang_ops import inventory_check, spec
 from sglang_ops.action_inputs import BASE_VARIABLE
-from sglang_ops.commands import _overrides
+from sglang_ops.commands import _common, _overrides
 from sglang_ops.errors import UsageError
+from sglang_ops.runs import RunFolder
 from sglang_ops.spec import model, yamlfile
 from sglang_ops.spec.secret_flags import without_secrets
 
@@ -119,6 +120,22 @@ def require(source: Source | None) -> Source:
             fix="Name one with --config.",
         )
     return source
+
+
+@contextmanager
+def opened(
+    verb: str, target: _common.Target, configs: Sequence[Path] | None, override: Sequence[str] | None
+) -> Iterator[tuple[Source, RunFolder]]:
+    """The deployments that `verb` works on, and its run folder, which keeps what they say and none of their secrets.
+
+    Raises SpecErrors, and UsageError where there is no deployment.
+    """
+    changes = overrides(target.extra, override)
+    with find(configs, target.inventory, target.limit, changes) as found, _common.run_folder(verb, target) as folder:
+        source = require(found)
+        folder.hide(source.secrets())
+        folder.write_yaml("config.yaml", source.redacted())
+        yield source, folder
 
 
 def _redacted(file: spec.DeploymentFile) -> dict[str, Any]:

@@ -76,13 +76,7 @@ def deploy(
         lock_wait=lock_wait,
     )
     json = output is Output.JSON
-    with (
-        _deployment.find(config, inventory, limit, _deployment.overrides(target.extra, override)) as found,
-        _common.run_folder("deploy", target) as folder,
-    ):
-        source = _deployment.require(found)
-        folder.hide(source.secrets())
-        folder.write_yaml("config.yaml", source.redacted())
+    with _deployment.opened("deploy", target, config, override) as (source, folder):
         again = _common.again(context, "--check", "-C", "--diff", "-D", "--detailed-exitcode")
         work = Work(
             target, folder, source, again, {"options": options}, json=json, diff=diff, strict=strict,

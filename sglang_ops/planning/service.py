@@ -43,6 +43,7 @@ class ServicePlan:
     `link` is the worst link among the GPUs (NV18, PIX, … SYS), "" where there is none or it is not known; `jit` the
     host's directory of compiled kernels. `gateways` are those in front of a server: their host, their service, and the
     URL by which they know the server. A gateway's `files` lie beside its unit, and `members` are the servers behind it.
+    `group` are the hosts that serve one model together, the first of them rank 0; () where this one does alone.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ServicePlan:
     secrets: tuple[str, ...] = ()
     kind: Literal["server", "gateway"] = "server"
     gateways: tuple[dict[str, str], ...] = ()
+    group: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     members: dict[str, list[str]] | None = None
     memory: dict[str, Any] | None = None
@@ -168,7 +170,7 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
         port=deployment.port,
         endpoint=f"http://{address}:{deployment.port}",
         healthy=healthy,
-        outage=_outage(action, settings, facts.service(deployment.service_name)),
+        outage=outage(action, settings, facts.service(deployment.service_name)),
         unit=unit,
         content=content,
         gate=_gate(deployment, settings, release) | {"tokens_needed": resolved.context},
@@ -225,7 +227,7 @@ def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, 
     return ("none" if proven and deployed.probe.ok else "check"), deployed.probe.ok
 
 
-def _outage(action: Action, settings: Settings, deployed: Service | None) -> str:
+def outage(action: Action, settings: Settings, deployed: Service | None) -> str:
     """How long nobody is served; the last start is the best guess for the next one."""
     if action != "restart":
         return "none"
@@ -233,6 +235,7 @@ def _outage(action: Action, settings: Settings, deployed: Service | None) -> str
     if deployed and deployed.start_seconds is not None:
         return f"{drain}, then about {deployed.start_seconds} s, as the last start took"
     return f"{drain}, then until the new server is ready"
+
 
 def _gate(deployment: Deployment, settings: Settings, release: str) -> dict[str, Any]:
     bound = option(arguments(deployment), "--host")

@@ -258,9 +258,6 @@ class Deployment(Section):
     def _spreads(self) -> Deployment:
         if self.nodes == 1:
             return self
-        if self.gateway is not None:
-            raise Mistake(f"nodes: {self.nodes} gives one server per group, and a gateway would ask every host.",
-                          fix="Leave out the gateway, or `nodes`.")
         if self.command is not None:
             raise Mistake(f"nodes: {self.nodes} needs arguments of its own on every host, and `command` is the same.")
         if self.tensor_parallel_size == "auto":

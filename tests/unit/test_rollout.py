@@ -77,14 +77,29 @@ def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
     assert rollout.turns_before(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2"))) == 1
 
 
+def in_pairs(names: list[str], variables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The hosts, two and two of which serve a model together."""
+    made = {}
+    for position, name in enumerate(names):
+        plan = variables[name][rollout.RESULT]["sglang_ops"]["plan"]
+        pair = names[position // 2 * 2 :][:2]
+        services = [{**plan["services"][0], "name": "sglang-big", "group": pair}]
+        result = {"sglang_ops": {"kind": "plan", "plan": {**plan, "services": services}}}
+        made[name] = {**variables[name], rollout.RESULT: result}
+    return made
+
+
 def test_hosts_that_serve_a_model_together_change_together() -> None:
     names = [f"h{number}" for number in range(8)]
-    pairs = hostvars("restart", names, unit=2, order="shuffle")
+    pairs = in_pairs(names, hostvars("restart", names, order="shuffle"))
     assert rollout.sizes_for(names, pairs) == [2, 2, 2, 2]
-    assert rollout.sizes_for(names[:3], pairs) == [3]
+    assert rollout.sizes_for(names[:3], pairs) == [2, 1]
+    assert rollout.sizes_back(names, "50%", pairs) == [4, 4]
     assert rollout.order_for(names, pairs) == "inventory"
-    two = hostvars("restart", names, ("h0", "h1"), unit=2, max_failures=3)
-    assert rollout.stops_for(names, names[1:], two)
+    two = in_pairs(names, hostvars("restart", names, ("h0", "h1"), max_failures=3))
+    assert rollout.stops_for(names, names[1:], two), "the canary is a pair"
+    four = in_pairs(names, hostvars("restart", names, ("h0", "h1", "h2", "h3"), max_failures=1))
+    assert not rollout.stops_for(names, names[2:], four), "two hosts that failed together count as one"
 
 
 def test_what_goes_back_on_a_host_that_failed() -> None:
