@@ -150,7 +150,7 @@ class Host:
         shards = job["tasks"][0]["shards"]
         for task in job["tasks"]:
             task["shards"] = shards + [shard for shard in added if shard not in shards]
-        layers_of = evaluation.services(job["deployment"], job["model"])
+        layers_of = evaluation.services(job)
         if not layers_of:
             raise evaluation.Refused("%s is not deployed here any more." % job["deployment"])
         evaluation.same_releases(job)
