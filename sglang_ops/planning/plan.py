@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sglang_ops.planning.checks import check_disks, check_engine
+from sglang_ops.planning.checks import check_disks, check_engine, check_evaluations
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.draft import Draft, draft
 from sglang_ops.planning.facts import HostFacts, Service
@@ -14,10 +14,11 @@ from sglang_ops.planning.gateway import WantedGateway, gateway_plan, problems_of
 from sglang_ops.planning.kernels import compiled, lacking
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.questions import repository
-from sglang_ops.planning.service import ServicePlan, resolve, service_plan
+from sglang_ops.planning.service import Action, ServicePlan, outage, resolve, service_plan
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.planning.steps import Step, steps, why
 from sglang_ops.planning.surge import with_way
+from sglang_ops.planning.together import stronger
 from sglang_ops.planning.wanted import Wanted, around, in_order
 
 
@@ -75,6 +76,9 @@ def plan(
     if clashes:
         return HostPlan(facts.host, clashes, warnings, engine=settings.container_engine)
     services = [*fronts_planned, *(service for service, _ in changing)]
+    spoilt = check_evaluations(services, facts) if not settings.interrupt_evaluations else []
+    if spoilt:
+        return HostPlan(facts.host, tuple(spoilt), warnings, engine=settings.container_engine)
     images = [item.image for item in gateways] + [made.wanted.image for made in ordered]
     return HostPlan(
         host=facts.host,
@@ -113,7 +117,25 @@ def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
     recorded = deployed.record.get("gateways") or () if deployed else ()
     same = {(entry["host"], entry["service"]) for entry in entries}
     former = tuple(entry for entry in recorded if entry not in entries and (entry["host"], entry["service"]) in same)
-    return _explained(replace(service, gateways=entries, former=former), facts)
+    return _with_group(_explained(replace(service, gateways=entries, former=former), facts), made, facts, settings)
+
+
+def _with_group(service: ServicePlan, made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
+    """The service as its group has it: a member does not stay as it is where another one starts."""
+    group, due = made.wanted.group, made.wanted.due
+    if not group:
+        return service
+    service = replace(service, group=group, gate=service.gate | {"group": list(group)})
+    if not stronger(due.action, service.action):
+        return service
+    action: Action = "restart" if due.action == "restart" else "check"
+    verb = "starts" if action == "restart" else "is asked whether it serves"
+    return replace(
+        service,
+        action=action,
+        outage=outage(action, settings, facts.service(service.name)),
+        why=f"{due.host}, which serves it together with this host, {verb}",
+    )
 
 
 def _explained(service: ServicePlan, facts: HostFacts) -> ServicePlan:
