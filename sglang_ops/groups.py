@@ -38,7 +38,7 @@ def units(names: Sequence[str], hostvars: Hostvars) -> list[list[str]]:
     return sorted((sorted(unit, key=place.__getitem__) for unit in first.values()), key=lambda unit: place[unit[0]])
 
 
-def in_order(everyone: Sequence[str], changing: Sequence[str], hostvars: Hostvars) -> list[str]:
+def turns(everyone: Sequence[str], changing: Sequence[str], hostvars: Hostvars) -> list[str]:
     """The hosts `changing` in the order in which they change: that of the inventory, groups kept together."""
     wanted = set(changing)
     return [name for unit in units([name for name in everyone if name in wanted], hostvars) for name in unit]

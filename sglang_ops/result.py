@@ -206,10 +206,9 @@ class Status:
         servers = {row["host"] for row in services if row.get("kind") != "gateway"}
         answered = [host.name for host in state.hosts.values() if host.results.get("status")]
         answered = [name for name in answered if name in servers or name not in fronts]
-        differing = drift(services, answered)
-        return cls(
-            services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), tagged("gateways"), differing
-        )
+        fronted = tagged("gateways")
+        differing = drift(services, answered, fronted)
+        return cls(services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), fronted, differing)
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -16,6 +16,9 @@ def turns(services: Sequence[Service]) -> list[list[Service]]:
     their requests elsewhere. Then each of the others alone, so that the others take its requests.
     """
     due = [item for item in services if item["action"] != "none"]
+    shared = {tuple(item.get("group") or ()) for item in due}
+    if any(shared):  # the hosts of a group see the same turns: each service alone where all have the same hosts
+        return [[item] for item in due] if len(shared) == 1 else [due]
     alone = [item for item in due if item["action"] in RUNS and item.get("gateways")]
     together = [item for item in due if item not in alone]
     return ([together] if together else []) + [[item] for item in alone]
@@ -33,7 +36,8 @@ def _stays(item: Service) -> bool:
 def copies(services: Sequence[Service], before: int) -> list[Service]:
     """The services of turns that are over, the last first, that go back when that of the turn `before` fails.
 
-    Those that serve the same model behind the same gateway: clients are to get one release from a host.
+    Those that serve the same model behind the same gateway: clients are to get one release from a host. What several
+    hosts serve together stays.
     """
     made = turns(services)
     behind = {mark for item in made[before] for mark in _marks(item)}
@@ -48,7 +52,7 @@ def _marks(item: Service) -> set[tuple[str, str]]:
 
 def _changed(item: Service) -> bool:
     old = item.get("deployed_stable")
-    return bool(item["action"] in ("start", "restart") and old and old != item["release"])
+    return bool(item["action"] in ("start", "restart") and old and old != item["release"] and not item.get("group"))
 
 
 def back(item: Service) -> dict[str, Any]:

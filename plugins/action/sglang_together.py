@@ -37,7 +37,7 @@ class ActionModule(ActionBase):
         found = apart(given.get("services") or [], phase, after, task_vars)
         if not found:
             return result | {"changed": False, "sglang_ops": {"kind": "together", "executions": 0}}
-        told = [f"{name} is served by several hosts together, and {'; '.join(why)}." for name, why in found.items()]
+        told = [f"{name} is served by several hosts together: {'; '.join(why)}." for name, why in found.items()]
         report: dict[str, Any] = {"kind": "gate" if after else "together", "executions": 0, "services": []}
         if after:
             report["services"] = [_of_gate(item, found) for item in _own(given.get("own"), found)]

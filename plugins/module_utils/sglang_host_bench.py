@@ -17,7 +17,7 @@ SECRETS = "/run/sglang-ops/secrets.env"  # of the server; the benchmark has no u
 RESULTS = "/run/sglang-ops/bench"  # in the container
 OUTPUT = "out.jsonl"
 KEY = "key"  # file that the benchmark reads and deletes
-_SECRET_FLAG = re.compile(r"--[\w-]*(key|token|secret|password)[\w-]*\Z", re.IGNORECASE)
+_SECRET_FLAG = re.compile(r"^--([\w-]+[-_])?(api)?(key|token|secret|password)$", re.IGNORECASE)
 # Its arguments are the server's, keys among them.
 WITHHELD = ("server_info",)
 # The program has another name before 0.5.16.

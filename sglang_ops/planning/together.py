@@ -80,6 +80,6 @@ def lost(mates: Sequence[Mate], phase: str) -> Iterator[str]:
         if not mate.playing:
             yield f"{mate.name} has dropped out"
         elif mate.told.get("failed"):
-            yield f"{mate.name}: {mate.told.get('msg') or 'failed'}"
+            yield f"{mate.name} failed ({str(mate.told.get('msg') or 'it did not say why').rstrip('.')})"
         elif not mate.told or (phase and report.get("phase") != phase):
             yield f"{mate.name} did not come that far"

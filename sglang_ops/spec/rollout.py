@@ -38,18 +38,14 @@ class QualityGate(Section):
     """What the first batch must show once it serves: an answer, or an evaluation that a policy judges."""
 
     prompt: str | None = Field(None, min_length=1, description="What the canary is asked, as a chat message.")
-    expect: str | None = Field(
-        None, min_length=1, description="Regular expression that must be found in its answer."
-    )
+    expect: str | None = Field(None, min_length=1, description="Regular expression that must be found in its answer.")
     max_tokens: Tokens = Field(64, description="Tokens that it may take for it.")
     policy: str | None = Field(
         None, min_length=1, description="Instead: file with the limits that an evaluation of the canary must keep."
     )
     tasks: tuple[str, ...] = Field((), description="Tasks of that evaluation. Default: those of the policy.")
     limit_samples: Size | None = Field(None, description="Only so many items of each task.")
-    baseline: str | None = Field(
-        None, min_length=1, description="Folder of a run, for the policy's max_drop."
-    )
+    baseline: str | None = Field(None, min_length=1, description="Folder of a run, for the policy's max_drop.")
 
     @model_validator(mode="after")
     def _one_way(self) -> QualityGate:

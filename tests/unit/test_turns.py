@@ -54,3 +54,12 @@ def test_a_copy_that_had_no_stable_release_stays() -> None:
     services = [service("a-1", "start", deployed_stable=None), service("a-2")]
     assert copies(services, 1) == []
     assert copies([service("a-1", "check"), service("a-2")], 1) == []
+
+
+def test_hosts_of_a_group_see_the_same_turns() -> None:
+    pair = {"group": ("a", "b")}
+    first = [service("x", **pair), service("y", **pair)]
+    second = [service("x", "start", gateway="", **pair), service("y", "check", gateway="", **pair)]
+    assert names(turns(first)) == names(turns(second)) == [["x"], ["y"]]
+    assert names(turns([*first, service("z", "start", gateway="", group=())])) == [["x", "y", "z"]]
+    assert copies(first, 1) == []

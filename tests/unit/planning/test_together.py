@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from situations import IMAGE, deployed, deployment, host
 
 from sglang_ops import groups
-from sglang_ops.planning import together
+from sglang_ops.planning import Settings, Wanted, together
+from sglang_ops.planning import plan as plan_host
+from sglang_ops.planning.nodes import Group, placed
 from sglang_ops.planning.together import Due, Mate
 
 PAIR = ["a", "b"]
@@ -55,7 +58,8 @@ def test_a_host_alone_asks_nobody() -> None:
 def test_why_a_group_goes_no_further() -> None:
     done = {"sglang_ops": {"phase": "gate"}}
     assert list(together.lost([Mate("b", True, done)], "gate")) == []
-    assert list(together.lost([Mate("b", True, {"failed": True, "msg": "it crashed"})], "gate")) == ["b: it crashed"]
+    crashed = {"failed": True, "msg": "it crashed."}
+    assert list(together.lost([Mate("b", True, crashed)], "gate")) == ["b failed (it crashed)"]
     assert list(together.lost([Mate("b", True, done)], "soak")) == ["b did not come that far"]
     assert list(together.lost([Mate("b", True, {})], "")) == ["b did not come that far"]
     assert list(together.lost([Mate("b", False, done)], "gate")) == ["b has dropped out"]
@@ -66,7 +70,7 @@ def test_a_group_is_held_by_a_member_that_failed_or_left_the_play() -> None:
     known = {**hostvars(a=plan("a", "restart"), b=plan("b", "restart"))}
     known["b"]["said"] = {"failed": True, "msg": "no space"}
     variables = {"inventory_hostname": "a", "ansible_play_hosts": PAIR, "hostvars": known}
-    assert groups.apart(service, "", ["said"], variables) == {"sglang-big": ["b: no space"]}
+    assert groups.apart(service, "", ["said"], variables) == {"sglang-big": ["b failed (no space)"]}
     assert groups.apart(service, "", [], variables) == {}
     variables["ansible_play_hosts"] = ["a"]
     assert groups.apart(service, "", [], variables) == {"sglang-big": ["b has dropped out"]}
@@ -76,5 +80,40 @@ def test_groups_keep_together_where_the_inventory_mixes_them() -> None:
     apart = {"host": "x", "services": [{"name": "sglang-one", "action": "start", "group": ()}]}
     known = hostvars(a=plan("a", "start"), x=apart, b=plan("b", "start"))
     assert groups.units(["a", "x", "b"], known) == [["a", "b"], ["x"]]
-    assert groups.in_order(["a", "x", "b", "gw"], ["x", "b", "a"], known) == ["a", "b", "x"]
-    assert groups.in_order(["a", "b"], [], known) == []
+    assert groups.turns(["a", "x", "b", "gw"], ["x", "b", "a"], known) == ["a", "b", "x"]
+    assert groups.turns(["a", "b"], [], known) == []
+
+
+def in_pair(due: Due = together.NOTHING, **changes: Any) -> Wanted:
+    spread = deployment(tensor_parallel_size=2, nodes=2)
+    pair = Group({"gpu-1": "192.0.2.1", "gpu-2": "192.0.2.2"})
+    facts = host(interface="eno1")
+    return Wanted(placed(spread, pair, facts), IMAGE, group=pair.hosts, due=due, **changes)
+
+
+def test_a_member_that_is_as_it_should_be_restarts_with_its_group() -> None:
+    first = plan_host([in_pair()], host(interface="eno1"), Settings())
+    assert first.services[0].gate["group"] == ["gpu-1", "gpu-2"]
+    as_is = host(interface="eno1", services=[deployed(first)])
+    assert plan_host([in_pair()], as_is, Settings()).steps == ()
+    (service,) = plan_host([in_pair(Due("restart", "gpu-2"))], as_is, Settings()).services
+    assert (service.action, service.release) == ("restart", first.services[0].release)
+    assert service.why == "gpu-2, which serves it together with this host, starts"
+    assert service.outage.startswith("requests in flight")
+    (asked,) = plan_host([in_pair(Due("check", "gpu-2"))], as_is, Settings()).services
+    assert (asked.action, asked.outage) == ("check", "none")
+
+
+def test_the_container_has_what_crosses_hosts() -> None:
+    facts = host(interface="ib0", infiniband=True)
+    spread = in_pair()
+    (service,) = plan_host([spread], facts, Settings()).services
+    unit = service.unit.replace("\\\n    ", "")
+    for words in (
+        "--network host", "--ipc host", "--ulimit memlock=-1", "--device /dev/infiniband", "--cap-add IPC_LOCK",
+        "--env NCCL_SOCKET_IFNAME=eno1", "--env GLOO_SOCKET_IFNAME=eno1", "--nnodes 2 --node-rank 0",
+    ):  # fmt: skip
+        assert words in unit
+    alone = plan_host([Wanted(deployment(), IMAGE)], facts, Settings()).services[0]
+    assert "/dev/infiniband" not in alone.unit
+    assert alone.gate.get("group") is None
