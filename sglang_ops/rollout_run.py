@@ -88,7 +88,6 @@ class RunRollout:
         common = {"id": self.identity, "who": self.who, "started": self.started}
         return {
             **self.settings.model_dump(include={"canary", "batch", "max_failures", "order", "auto_rollback"}),
-            "unit": max((item.deployment.nodes for item in wanted), default=1),
             "gate": self.settings.gate.model_dump() if self.settings.gate else {},
             "drain_timeout": drain,
             # By then a host has been changed, or has failed and gone back.

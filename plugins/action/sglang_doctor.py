@@ -48,7 +48,7 @@ class ActionModule(ActionBase):
         groups: dict[str, Group | None] = {}
         try:
             deployments, in_front = self._deployments(task_vars)
-            groups = {item.service_name: group_for(item, task_vars) for item in deployments}
+            groups = {item.service_name: group_for(item, task_vars, self._templar) for item in deployments}
         except OpsError as error:
             deployments, in_front = (), False
             told = [Finding("deployment", error.message, error.fix or "Correct the deployment file.")]

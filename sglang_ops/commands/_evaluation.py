@@ -105,10 +105,24 @@ class Session:
             err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
         if played.interrupted:
             return self._left(made.run)
+        self._same_model(made, begun, check=check)
         if code is not ExitCode.DONE or check or detach:
             return self._end(played, begun, made.run, code)
         err.print(f"Run {made.run} has begun on {', '.join(begun)}. It goes on without this command.", soft_wrap=True)
         return self._bring("waited", made.run, each=bool(made.job["repeat_on_hosts"]))
+
+    def _same_model(self, made: Work, begun: Mapping[str, Any], *, check: bool) -> None:
+        """Hosts that share items have one model, or nothing is scored. Raises UsageError, with nothing left behind."""
+        models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
+        if made.job["repeat_on_hosts"] or len(set(models.values())) < 2:
+            return
+        if not check:
+            self._play(STATES["rm"], {"run": made.run})
+        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
+        raise UsageError(
+            f"The hosts do not serve one model: {told}.",
+            fix="Deploy one to all of them, or compare them with --each.",
+        )
 
     def act(self, verb: str, run: str, *, check: bool) -> int:
         """What a verb does to a run that is there."""
@@ -149,12 +163,14 @@ class Session:
         )
 
     def _missing(self, run: str) -> dict[str, list[list[int]]]:
-        """Shares of hosts that do not answer, given to those that do: {host: [[index, count], …]}."""
+        """Shares of hosts that do not answer, or that the run never reached, given to those that have it:
+        {host: [[index, count], …]}."""
         played = self._play("listed", {"run": run})
         alive = _runs(played)
         held = {tuple(share) for one in alive.values() for share in one["shards"]}
         counts = {count for _, count in held}
-        if len(counts) != 1 or not played.state.failures:
+        without = [host for host in played.state.hosts if host not in alive]
+        if len(counts) != 1 or not (played.state.failures or without):
             return {}
         (count,) = counts
         lost = [[index, count] for index in range(count) if (index, count) not in held]
@@ -206,7 +222,7 @@ class Session:
         tasks = [task.result for one in read for task in one.tasks]
         states = {str(one["state"]) for one in found.values()}
         incomplete = any(not one.info.complete for one in read) and not states & {"running", "starting", "checking"}
-        if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "refused"}):
+        if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "replaced", "refused"}):
             code = ExitCode.ERROR
         if code is ExitCode.UNREACHABLE and tasks and not incomplete:
             code = ExitCode.DONE  # others have asked what a lost host had not
@@ -231,7 +247,7 @@ class Session:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))
         for host, one in found.items():
-            if one["state"] in ("failed", "stalled"):
+            if one["state"] in ("failed", "stalled", "replaced"):
                 err.print(f"{host}: the run has {one['state']}: {one.get('why') or 'see its log'}", soft_wrap=True)
         if not self.json:
             self._advise(run, states, folders)
