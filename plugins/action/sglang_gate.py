@@ -40,7 +40,8 @@ class ActionModule(ProgressAction):
             if first.get("failed") or first.get("unreachable"):
                 return first
             passed = first["sglang_ops"]["services"]
-        names = [str(one["name"]) for one in passed]
+        asked = [one for one in plain(given.get("services") or []) if not one.get("rank")]
+        names = [str(one["name"]) for one in asked]
         word, why = self._judged(quality, names, variables)
         told = {"phase": "soak", "passed": passed, "quality": {"verdict": word, "why": why}}
         return self.execute_with_progress(module_args=given | told, task_vars=variables)
@@ -52,13 +53,15 @@ class ActionModule(ProgressAction):
             for item in deployments_of(variables, self._templar)
             if any(replica.service_name in names for replica in item.replicas)
         ]
-        found = [self._evaluated(quality, item, variables) for item in meant]
+        found = [self._evaluated(quality, item, names, variables) for item in meant]
         for worst in ("no-go", "inconclusive"):
             if any(word == worst for word, _ in found):
                 return next(pair for pair in found if pair[0] == worst)
-        return found[0] if found else ("inconclusive", "no deployment of this host was evaluated")
+        return found[0] if found else ("go", "the first host of its group is evaluated")
 
-    def _evaluated(self, quality: dict[str, Any], deployment: Deployment, variables: dict[str, Any]) -> tuple[str, str]:
+    def _evaluated(
+        self, quality: dict[str, Any], deployment: Deployment, names: list[str], variables: dict[str, Any]
+    ) -> tuple[str, str]:
         """Evaluate, bring the results home and judge them. That nothing can be measured says nothing of the release."""
         from sglang_ops.evaluation import release_gate, run_results
 
@@ -67,7 +70,9 @@ class ActionModule(ProgressAction):
         try:
             gate = release_gate.read(quality, evaluated_file(variables, self._templar, deployment), deployment, base)
             name = gate.work.run
-            self._evaluation("started", gate.work.variables(), variables)
+            work = gate.work.variables()
+            work["job"] = work["job"] | {"only": names}  # of several replicas, those that have changed by now
+            self._evaluation("started", work, variables)
             with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:
                 ended = self._evaluation("waited", {"run": name}, variables, fetch=private)
                 (one,) = ended["sglang_ops"]["runs"]

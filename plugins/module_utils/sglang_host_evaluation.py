@@ -128,16 +128,24 @@ def same_releases(job):
             )
 
 
-def services(deployment, served):
-    """Release records of the deployment's services here: the one of its name, else its replicas.
+def services(job):
+    """Release records of the job's deployment here: the service of its name, else its replicas; `only` names some.
 
-    Replicas serve the same model name, `served`; a deployment that merely ends in a number does not.
+    Replicas serve the same model name; a deployment that merely ends in a number does not.
     """
+    deployment, served, only = job["deployment"], job["model"], job.get("only")
     replica = re.compile(r"%s-\d+\Z" % re.escape(deployment))
     known = store.names()
     names = [deployment] if deployment in known else [name for name in known if replica.match(name)]
+    names = [name for name in names if not only or name in only]
     records = [store.read_record(name, store.read_state(name)["release"]) for name in names]
     return [one for one in records if one.get("gate") and one["gate"]["served_model_name"] == served]
+
+
+def key_of(job):
+    """The key that the servers of a job ask for, "" where they ask for none."""
+    keys = (probe.api_key(record["gate"]) for record in services(job))
+    return next(filter(None, keys), "")
 
 
 def serving(records, api_key):
@@ -210,7 +218,7 @@ def fit(tasks, running, context, endpoints):
 
 def prepared(job, api_key):
     """The job with what only the host knows, and warnings. Raises Refused."""
-    records = services(job["deployment"], job["model"])
+    records = services(job)
     if not records:
         raise Refused("%s is not deployed here: deploy it first, or --limit the hosts." % job["deployment"])
     free = free_bytes(ROOT)

@@ -125,7 +125,8 @@ class Host:
                 "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
                 "--name gives a new one another name." % (self.run, self.run)
             )
-        job, self.warnings = evaluation.prepared(job, self.params["secrets"].get("api_key"))
+        self.params["secrets"]["api_key"] = self.params["secrets"].get("api_key") or evaluation.key_of(job)
+        job, self.warnings = evaluation.prepared(job, self.params["secrets"]["api_key"])
         if not self.check:
             self.write(job)
         self.unit(job["unit"], self.params["unit"])
@@ -149,7 +150,7 @@ class Host:
         shards = job["tasks"][0]["shards"]
         for task in job["tasks"]:
             task["shards"] = shards + [shard for shard in added if shard not in shards]
-        layers_of = evaluation.services(job["deployment"], job["model"])
+        layers_of = evaluation.services(job)
         if not layers_of:
             raise evaluation.Refused("%s is not deployed here any more." % job["deployment"])
         evaluation.same_releases(job)

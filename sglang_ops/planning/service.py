@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from importlib import resources
 from typing import Any, Literal
 
 from sglang_ops.planning import nodes, topology
 from sglang_ops.planning.command import (
+    WITH_KEY,
     ModelSource,
     Mount,
     arguments,
@@ -99,18 +101,28 @@ class Resolved:
     def argv(self) -> tuple[str, ...]:
         return server_argv(self.deployment, self.source)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Texts by name that lie beside the unit, and that the container mounts."""
+        if self.deployment.api_key is None:
+            return {}
+        name = WITH_KEY.rpartition("/")[2]
+        return {name: (resources.files(__package__) / name).read_text("utf-8")}
+
     def unit(self, release: str) -> str:
         """The systemd unit; it names the release, which is a hash of all the rest."""
         name, engine = self.deployment.service_name, self.settings.container_engine
+        kept = f"{STATE}/{name}/releases/{release}"
+        beside = [Mount(f"{kept}/{file}", f"/run/sglang-ops/{file}", read_only=True) for file in self.files]
         start = exec_start(
             engine=engine,
             engine_path=self.engine_path,
             image=self.image,
             devices=self.device_flags,
             environment=self.environment,
-            bind=self.mounts,
+            bind=[*self.mounts, *beside],
             argv=self.argv,
-            secrets_file=f"{STATE}/{name}/releases/{release}/secrets.env" if self.fingerprints else None,
+            secrets_file=f"{kept}/secrets.env" if self.fingerprints else None,
             settings=self.settings,
         )
         return Unit(
@@ -133,6 +145,7 @@ class Resolved:
             "secrets": self.fingerprints,
             "gpus": list(self.gpus),
             "unit": release_id({"unit": self.unit("")}),
+            **({"files": release_id(self.files)} if self.files else {}),
             **({"share_gpus": True} if self.deployment.share_gpus else {}),
         }
 
@@ -165,6 +178,7 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
         directories=tuple(mount.source for mount in resolved.mounts if not mount.read_only),
         jit=resolved.jit.directory if resolved.jit else "",
         secrets=tuple(resolved.fingerprints),
+        files=resolved.files,
     )
 
 

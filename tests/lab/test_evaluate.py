@@ -24,6 +24,7 @@ from tests.lab.conftest import ROOT, Lab, ops
 pytestmark = pytest.mark.lab
 
 CANARY = "hf_canary_of_the_evaluation"
+KEY = "sk_canary_of_the_server"
 SERVER = "sglang-tiny-llama"
 
 
@@ -31,7 +32,7 @@ SERVER = "sglang-tiny-llama"
 def lab(make_lab: Callable[..., Lab]) -> Lab:
     """Two hosts that serve scripted answers, with the harness's image in their registry and data beside the file."""
     lab = make_lab("t-eval", hosts=2, gpus=1, server="simulator")
-    lab.env |= {"LAB_EVALUATION_CANARY": CANARY}
+    lab.env |= {"LAB_EVALUATION_CANARY": CANARY, "LAB_SERVER_KEY": KEY}
     done = ops("lab", "harness", "--name", lab.name, timeout=600)
     assert done.returncode == 0, done.stderr
     data.write(lab.folder)
@@ -42,9 +43,10 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
     return lab
 
 
-def serve(lab: Lab, answers: str) -> None:
+def serve(lab: Lab, answers: str, **changes: Any) -> None:
     config = lab.write(
         "deployment",
+        **changes,
         env_vars={"SGLANG_SIMULATOR_ANSWERS": f"/answers/{answers}"},
         mounts={"/srv/answers": "/answers:ro"},
     )
@@ -186,7 +188,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 150) -> None:
 @pytest.mark.slow
 def test_a_run_outlives_ten_controllers_a_server_and_a_host(lab: Lab) -> None:
     """Ten controllers killed with all their processes, a server restarted, a host without power in the middle."""
-    serve(lab, "slow.jsonl")
+    serve(lab, "slower.jsonl")
     before = answered(lab)
     points: list[str] = []
     only = ["-t", "ifeval", "-t", "gpqa_diamond"]
@@ -267,12 +269,12 @@ def answered(lab: Lab) -> Counter[str]:
 @pytest.mark.slow
 def test_two_models_are_never_scored_as_one(lab: Lab) -> None:
     """Another release in the middle of a run: refused, and where it is insisted on, the run says so and ends."""
-    serve(lab, "slow.jsonl")
+    serve(lab, "slower.jsonl")
     assert evaluate(lab, "--name", "mixed", "--detach", "-t", "ifeval")["ok"]
-    wait_for(lambda: progress(lab, "mixed") >= 2)
+    wait_for(lambda: progress(lab, "mixed") >= 1)
     other = lab.write(
         "other",
-        env_vars={"SGLANG_SIMULATOR_ANSWERS": "/answers/slow.jsonl"},
+        env_vars={"SGLANG_SIMULATOR_ANSWERS": "/answers/slower.jsonl"},
         mounts={"/srv/answers": "/answers:ro"},
         extra_args="--log-level info",
     )
@@ -380,3 +382,46 @@ def test_a_policy_decides_whether_a_release_goes_on(lab: Lab) -> None:
     assert refused.returncode == 7
     assert "has not finished here" in refused.stderr
     assert lab.run("rollout undo").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_server_with_a_key_is_measured_and_nobody_sees_it(lab: Lab) -> None:
+    """Gate, status, evaluation and benchmark send the key; neither it nor the token is anywhere to be read."""
+    serve(lab, "slow.jsonl", api_key="host:LAB_SERVER_KEY")
+    assert all(service["healthy"] for service in lab.json("status")["services"])
+    url = "http://127.0.0.1:8000/v1/chat/completions"
+    words = f"python3 -c \"import urllib.request as r; r.urlopen(r.Request('{url}', data=b'{{}}'))\""
+    assert "401" in lab.ssh(words)
+    begun = evaluate(lab, "--name", "keyed", "--detach", "-t", "ifeval", "-t", "capitals")
+    assert begun["ok"], begun
+    wait_for(lambda: progress(lab, "keyed") >= 1)
+    seen = "ps -eo args; docker inspect $(docker ps -q); systemctl cat 'sglang-*'; systemctl show 'sglang-*'"
+    for host in lab.hosts:
+        told = lab.ssh(f"{seen}; journalctl -q --no-pager", host)
+        assert "keyed" in told
+        assert CANARY not in told
+        assert KEY not in told
+    done = evaluate(lab, "keyed", verb="wait")
+    assert scores(done) == {"ifeval": EXPECTED["ifeval"], "capitals": 1.0}, done
+    measured = lab.run("bench", "--concurrency", "1", "--prompts", "1", "--output-dir", str(lab.folder / "results"))
+    assert "No module named" in measured.stdout + measured.stderr, "the simulator's image has no benchmark"
+    folder = lab.folder / "results" / "keyed"
+    for form in ("json", "csv", "junit"):
+        exported = ops("evaluate", "export", str(folder), "--format", form, "--to", str(lab.folder / f"x-{form}"))
+        assert exported.returncode == 0, exported.stderr
+    assert ops("evaluate", "report", str(folder)).returncode == 0
+    for host in lab.hosts:
+        # sudo logs this very command: the expressions do not match themselves.
+        hidden = "|".join(f"{word[:-1]}[{word[-1]}]" for word in (CANARY, KEY))
+        found = lab.ssh(
+            f"grep -rlsE --devices=skip '{hidden}' /etc /var/lib/sglang-ops /run/systemd /var/log /tmp /run/sglang-ops",
+            host,
+        ).split()
+        assert found
+        for path in found:
+            assert Path(path).name in ("secrets.json", "secrets.env"), path
+            assert lab.ssh(f"stat -c '%a %U' {path}", host).strip() == "600 root", path
+    places = [lab.folder / "results", Path(lab.env["SGLANG_OPS_STATE"]), *lab.folder.glob("x-*")]
+    kept = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
+    assert any(path.name == "report.html" for path in kept)
+    assert not [path for path in kept if CANARY.encode() in path.read_bytes() or KEY.encode() in path.read_bytes()]

@@ -136,17 +136,22 @@ def children(pid: int) -> list[int]:
     return direct + [deeper for child in direct for deeper in children(child)]
 
 
-def test_who_comes_second_is_told_and_looking_is_free(lab: Lab) -> None:
+def test_who_comes_second_is_told(lab: Lab) -> None:
     with holding(lab, "ana"):
         refused = lab.run("restart", "--service", "tiny-llama")
         status = states(lab, "status")
-        looked = lab.run("deploy", "--check", "-c", str(lab.write("other", port=8700)))
     assert refused.returncode == LOCKED
     assert [(host["held"], host["verb"]) for host in status] == [(True, "hold")] * 3
     assert f"{lab.hosts[0]} is locked by {status[0]['who']} since " in refused.stderr
     assert ", hold. Wait for it with --lock-wait" in refused.stderr
-    assert looked.returncode == 0, looked.stderr
     assert holders(lab) == [{}, {}, {}]
+
+
+@pytest.mark.slow
+def test_a_dry_run_needs_no_lock(served: Lab) -> None:
+    with holding(served, "ana"):
+        looked = served.run("deploy", "--check", "-c", str(served.write("other", port=8700)))
+    assert looked.returncode == 0, looked.stderr
 
 
 @pytest.mark.slow
@@ -217,11 +222,11 @@ def race(lab: Lab, number: int, *wanted: str) -> None:
     ended = {name: process.poll() for name, process in pair.items()}
     go(lab)
     said = {name: process.communicate(timeout=120)[0] for name, process in pair.items()}
-    codes = {name: process.returncode for name, process in pair.items()}
-    assert sorted(codes.values()) == [0, 2], said
-    assert sorted(code is None for code in ended.values()) == [False, True], "both have ended before the go"
-    (winner,) = [name for name, code in codes.items() if code == 0]
-    (loser,) = [name for name, code in codes.items() if code != 0]
+    # Plain Ansible ends with 0 where a play was ended on purpose; which of them worked tells.
+    assert sorted(code is None for code in ended.values()) == [False, True], said
+    (winner,) = [name for name, code in ended.items() if code is None]
+    (loser,) = [name for name, code in ended.items() if code is not None]
+    assert pair[winner].returncode == 0, said[winner]
     assert " is locked by " in said[loser]
     for host in lab.hosts:
         work = lab.ssh("cat /tmp/work 2>/dev/null", host).split()

@@ -50,9 +50,14 @@ def test_replicas_are_those_that_serve_the_model(monkeypatch: pytest.MonkeyPatch
         "read_record",
         lambda name, release: {"name": name, "gate": {"served_model_name": served[name]}},
     )
-    assert [one["name"] for one in evaluation.services("sglang-a", "a")] == ["sglang-a-1", "sglang-a-2"]
-    assert [one["name"] for one in evaluation.services("sglang-b", "b")] == ["sglang-b"]
-    assert evaluation.services("sglang-b", "other") == []
+    assert [one["name"] for one in evaluation.services({"deployment": "sglang-a", "model": "a"})] == [
+        "sglang-a-1",
+        "sglang-a-2",
+    ]
+    assert [one["name"] for one in evaluation.services({"deployment": "sglang-b", "model": "b"})] == ["sglang-b"]
+    assert evaluation.services({"deployment": "sglang-b", "model": "other"}) == []
+    one = {"deployment": "sglang-a", "model": "a", "only": ["sglang-a-2"]}
+    assert [item["name"] for item in evaluation.services(one)] == ["sglang-a-2"]
 
 
 @pytest.mark.parametrize(
