@@ -50,9 +50,13 @@ class RunRollout:
         )
 
     @property
-    def timeouts(self) -> dict[str, int]:
-        """Those of the role's variables that the roll-out sets; the unit keeps its own drain_timeout."""
-        named = {"soak": self.settings.soak, "start_timeout": self.settings.start_timeout}
+    def timeouts(self) -> dict[str, int | str]:
+        """What shapes a plan beside the role's variables; the unit keeps its own drain_timeout."""
+        named = {
+            "soak": self.settings.soak,
+            "start_timeout": self.settings.start_timeout,
+            "surge": None if self.settings.surge == "auto" else self.settings.surge,
+        }
         return {name: value for name, value in named.items() if value is not None}
 
     def check_size(self, hosts: int) -> None:

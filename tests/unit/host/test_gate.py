@@ -175,6 +175,16 @@ def test_rollback_says_what_serves_now() -> None:
     assert "does not serve" in down["msg"]
 
 
+def test_a_second_server_that_failed_is_told_of_the_first() -> None:
+    told = {"name": "sglang-m-surge", "beside": "sglang-m", "ok": False, "log": ["x"]}
+    failure = {"msg": "sglang-m-surge: crashed.", "sglang_ops": {"services": [told]}}
+    serves = [{"name": "sglang-m", "release": "old", "ok": True}]
+    said = gate_module.after_rollback(failure, ["sglang-m"], serves, untouched=True)
+    assert (said["exit_hint"], said["sglang_ops"]["services"][0]["log"]) == (3, ["x"])
+    assert said["msg"].endswith("Nothing else changed: sglang-m goes on with release old.")
+    assert gate_module.after_rollback(failure, ["sglang-m"], [], untouched=True)["exit_hint"] == 4
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
