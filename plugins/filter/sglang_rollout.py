@@ -24,6 +24,7 @@ class FilterModule:
             "sglang_order": rollout.order_for,
             "sglang_stops": rollout.stops_for,
             "sglang_paused": rollout.paused_for,
+            "sglang_moved": rollout.moved_for,
             "sglang_turns_before": rollout.turns_before,
             "sglang_returning": rollout.returning,
         }

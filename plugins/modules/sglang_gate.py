@@ -46,6 +46,10 @@ options:
     description: With O(failure), whether the services were put back before.
     type: bool
     default: true
+  touched:
+    description: With O(failure), whether anything had been changed on the services of this host.
+    type: bool
+    default: true
   features:
     description: What each service that serves shall show beyond that; each is a further layer.
     type: list
@@ -131,11 +135,18 @@ def deployed_gates(names, running=False):
     return gates
 
 
-def after_rollback(failure, names, results, rolled_back=True):
+def first_failed(failure):
+    """The failed result itself, or of a loop that of its first item which failed."""
+    return next((item for item in failure.get("results") or [] if item.get("failed")), failure)
+
+
+def after_rollback(failure, names, results, rolled_back=True, touched=True):
     """The failure that is told after a rollback: what failed, why, and what serves now. Pure.
 
-    `results` are the gate's for what was started again; a service without one serves nothing.
+    `results` are the gate's for what was started again; a service without one serves nothing. Nothing goes back where
+    nothing was `touched`.
     """
+    failure, rolled_back = first_failed(failure), rolled_back or not touched
     serving = {result["name"]: result["release"] for result in results if result["ok"] and rolled_back}
     told = {item["name"]: item for item in (failure.get("sglang_ops") or {}).get("services", []) if "ok" in item}
     cause = failure.get("msg") or "the deployment failed"
@@ -148,9 +159,9 @@ def after_rollback(failure, names, results, rolled_back=True):
     if not rolled_back:
         hint, end = 4, "auto_rollback is false: %s stays as it is, behind no gateway." % ", ".join(names)
     elif all(name in serving for name in names):
-        back = ["%s serves release %s again" % (item["name"], serving[item["name"]])
+        back = ["%s serves release %s%s" % (item["name"], serving[item["name"]], " again" if touched else "")
                 for item in services if item["rolled_back_to"]]
-        hint, end = 3, "Rolled back: %s." % ", ".join(back)
+        hint, end = 3, "%s: %s." % ("Rolled back" if touched else "Nothing was changed", ", ".join(back))
     else:
         down = [name for name in names if name not in serving]
         hint, end = 4, "%s does not serve on this host." % ", ".join(down)
@@ -211,6 +222,7 @@ def main():
             "passed": {"type": "list", "elements": "dict", "default": []},
             "quality": {"type": "dict", "default": {}},
             "rolled_back": {"type": "bool", "default": True},
+            "touched": {"type": "bool", "default": True},
             "features": {"type": "list", "elements": "str", "default": [], "choices": sorted(features.FEATURES)},
             "failure": {"type": "dict"},
             "progress_token": {"type": "str", "no_log": False},
@@ -232,11 +244,11 @@ def main():
         starts = {wait.gate["name"]: {"seconds": wait.seconds, "invocation": wait.first.get("InvocationID"),
                                       "restarts": wait.first.get("NRestarts", "0")} for wait in waits}
         results = [dict(result, **starts[result["name"]]) for result in results]
-    elif module.params["wait"]:
+    elif module.params["wait"] and module.params["touched"]:
         remember(results, {wait.gate["name"]: wait.seconds for wait in waits}, paused)
     if module.params["failure"]:
         module.fail_json(**after_rollback(module.params["failure"], module.params["names"], results,
-                                          module.params["rolled_back"]))
+                                          module.params["rolled_back"], module.params["touched"]))
     report = {"kind": "gate", "services": results}
     if paused:
         report["paused"] = paused

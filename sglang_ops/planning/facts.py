@@ -92,7 +92,7 @@ class Probe(_Fact):
 class Service(_Fact):
     """A service that this tool deployed: its release record, the unit file found, its state.
 
-    `rollout` is the record of a roll-out that has not finished here.
+    `rollout` is the record of a roll-out that has not finished here, `failed_rollouts` names those that failed here.
     """
 
     name: str
@@ -107,6 +107,7 @@ class Service(_Fact):
     workers: tuple[dict[str, Any], ...] | None = None
     members: dict[str, str] = {}
     rollout: dict[str, Any] | None = None
+    failed_rollouts: tuple[str, ...] = ()
 
     @property
     def gpus(self) -> tuple[int, ...]:

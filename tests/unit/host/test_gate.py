@@ -195,3 +195,21 @@ def test_phases_are_read_from_the_log() -> None:
     assert causes.phase(["Load weight begin. avail mem=139.09 GB"]) == "loading weights"
     assert causes.phase(["Load weight begin.", "KV Cache is allocated. #tokens: 9"]) == "KV cache allocated"
     assert causes.phase(["unrelated"]) == ""
+
+
+def test_a_server_that_froze_in_its_soak_is_noticed_at_the_end(gate: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr(wait_module, "BUSY_SECONDS", 0.2)
+    wait = wait_module.Wait(gate, ACTIVE, 0.2)
+    assert not wait.step(ACTIVE)
+    Server.answers["/ready"] = (503, {})
+    while not wait.step(ACTIVE):
+        pass
+    assert wait.why.startswith("ready: /ready 503, ")
+    assert (wait.layers[-1]["name"], wait.layers[-1]["ok"]) == ("quiet", False)
+
+
+def test_what_failed_first_is_told_also_of_a_loop_and_of_a_host_that_was_not_touched() -> None:
+    failure = {"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "no answer"}]}
+    told = gate_module.after_rollback(failure, ["a"], [{"name": "a", "release": "r1", "ok": True}], False, False)
+    assert told["exit_hint"] == 3
+    assert told["msg"] == "no answer Nothing was changed: a serves release r1."
