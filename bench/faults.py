@@ -71,9 +71,14 @@ class Seen:
     broken: tuple[str, ...]
 
     @property
+    def serves(self) -> bool:
+        """Whether it serves a stable release."""
+        return self.active == "active" and self.release == self.stable and not self.broken
+
+    @property
     def settled(self) -> bool:
         """Whether it serves a stable release, and no roll-out waits for it."""
-        return self.active == "active" and self.release == self.stable and not self.rollout and not self.broken
+        return self.serves and not self.rollout
 
 
 class Deploy:

@@ -256,7 +256,8 @@ class Try:
         if ended.lost > allowed:
             yield f"{ended.lost} lost ({', '.join(sorted({*lost, *filter(None, self.held)})[:3])})"
         for host, seen in after.items():
-            if not seen.settled:
+            # Hosts that a bad release never reached go on saying so until the next deploy.
+            if not (seen.settled if self.cell.again else seen.serves):
                 yield f"{host} is {seen}"
         if len({seen.release for seen in after.values()}) > 1:
             yield "the fleet is split"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Lab
@@ -50,13 +50,13 @@ def releases(fleet: Fleet) -> list[str | None]:
     return [seen.release for seen in fleet.look().values()]
 
 
-def printed(fleet: Fleet, text: str, verb: str) -> list[str]:
+def printed(text: str, verb: str) -> list[str]:
     """The command for `verb` among those that were printed, less the program's name."""
     (line,) = {line.strip() for line in text.splitlines() if line.strip().startswith(f"sglang-ops {verb} ")}
     return shlex.split(line)[1:]
 
 
-def said(fleet: Fleet, config: Path, *flags: str) -> Any:
+def said(fleet: Fleet, config: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """A deploy as a person reads it."""
     return fleet.ops("deploy", "-c", str(config), "--yes", *QUICK, *flags)
 
@@ -92,8 +92,8 @@ def test_without_rollback_the_failed_host_stays_for_inspection_and_the_printed_c
     assert releases(settled)[1:] == old[1:]
     watch = settled.watch()
     assert watch.listed() == {settled.url(host) for host in settled.hosts[1:]}
-    assert settled.ops("logs", *printed(settled, done.stderr, "logs")[3:]).returncode == 0
-    mended = settled.ops("rollback", *printed(settled, done.stderr, "rollback")[3:])
+    assert settled.ops("logs", *printed(done.stderr, "logs")[3:]).returncode == 0
+    mended = settled.ops("rollback", *printed(done.stderr, "rollback")[3:])
     assert mended.returncode == 0, mended.stderr
     assert releases(settled) == old
     assert watch.listed() == {settled.url(host) for host in settled.hosts}
@@ -112,10 +112,10 @@ def test_where_going_back_fails_too_the_rest_serves_and_the_printed_commands_men
     assert watch.fewest == len(settled.hosts) - 1
     assert releases(settled)[1:] == old[1:]
     settled.ssh(host, f"rm -r {bad.DROP_IN}; systemctl daemon-reload")
-    mended = settled.ops("rollback", *printed(settled, done.stderr, "rollback")[3:])
+    mended = settled.ops("rollback", *printed(done.stderr, "rollback")[3:])
     assert mended.returncode == 0, mended.stderr
     assert releases(settled) == old
-    again = settled.ops("deploy", *printed(settled, done.stderr, "deploy")[3:])
+    again = settled.ops("deploy", *printed(done.stderr, "deploy")[3:])
     assert again.returncode == 0, again.stderr
 
 
