@@ -139,7 +139,7 @@ def present(host, services, secrets, runtime):
     host.daemon_reload()
     for service in changing:
         if steps[service["name"]]["start"]:
-            host.start(service["name"])
+            host.start(service["name"], service["gate"])
         host.record(service["name"], service["release"], now[service["name"]]["stable"])
     return [{"name": service["name"], "release": service["release"],
              "action": _word(steps[service["name"]], service["action"])} for service in services]
@@ -202,7 +202,7 @@ def rolled_back(host, services):
         host.daemon_reload()
         if release != current["release"]:
             host.note(name, current["release"], release, "rollback")
-        host.start(name)
+        host.start(name, store.read_record(name, release).get("gate"))
         host.record(name, release, current["stable"])
         done.append({"name": name, "release": release, "action": "restart"})
     return done
