@@ -93,7 +93,7 @@ def services(with_loads):
         word = systemd.state(properties)
         layers = probe.ask(record["gate"], properties, quick=True) if word == "active" and record else []
         service = dict(state, name=name, record=record, unit=store.read_text(store.unit_path(name)), state=word)
-        service["rollout"] = rollouts.read(name)
+        service.update(rollout=rollouts.read(name), failed_rollouts=rollouts.failed(name))
         service["released_unit"] = store.release_unit(name, state["release"]) if state["release"] else None
         service["probe"] = {"ok": bool(layers) and all(layer["ok"] for layer in layers), "layers": layers}
         if record.get("kind") == "gateway":

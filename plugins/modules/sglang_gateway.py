@@ -64,7 +64,7 @@ from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils import sglang_host_rejoin as rejoin
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.sglang_host_gateway import GatewayError
+from ansible.module_utils.sglang_host_gateway import GatewayError, GatewayGone
 
 HEALTH_TIMEOUT = 25  # SGLang's /health is silent for up to 20 s under load
 LEAVING = {"left": "out", "drained": "drained", "gone": None}  # by state, what is remembered of a server
@@ -178,13 +178,9 @@ def main():
         module.exit_json(changed=not leaving, sglang_ops={"kind": "gateway", "service": name, "workers": []})
     if not gate and not leaving:
         module.fail_json(msg="%s is not deployed here. Deploy first." % name)
-    router, listed = gateways.Router(gate) if gate else None, {}
-    try:
-        listed = router.workers() if router else {}
-    except GatewayError as error:
-        if not leaving and not module.check_mode:
-            module.fail_json(msg="%s. Start it: sglang-ops restart --service %s" % (error, name))
-    decided = decide(state, urls, listed, members)  # a gateway that is gone sends nothing: nothing is to be removed
+    router = gateways.Router(gate) if gate else None
+    listed = known(module, router, state) if router else {}
+    decided = decide(state, urls, listed, members)
     unable = silent(decided["add"]) if state == "reconciled" else {}
     decided = without(decided, unable)
     report = {"kind": "gateway", "service": name, "warnings": sorted(unable.values())}
@@ -200,10 +196,33 @@ def main():
                 rejoin.disarm(gate, urls)
             listed = router.workers() if listed or not leaving else {}
         except GatewayError as error:
-            module.fail_json(msg=str(error), changed=True)
+            module.fail_json(msg=str(error), changed=True, **hint(state))
     report["workers"] = [{"url": url, "healthy": bool(worker.get("is_healthy"))}
                          for url, worker in sorted(listed.items())]
     module.exit_json(sglang_ops=dict(report, seconds=round(time.monotonic() - started, 2)), **result)
+
+
+def known(module, router, state):
+    """The servers that the router lists, by URL; none where it does not run, which is no obstacle to leaving it.
+
+    One that runs and does not say may well go on sending requests: its servers must not stop.
+    """
+    name, leaving = router.gate["name"], state in ("left", "drained")
+    try:
+        return router.workers()
+    except GatewayError as error:
+        gone = isinstance(error, GatewayGone)
+        if not module.check_mode and not (gone and leaving):
+            remedy = "Start it: sglang-ops restart" if gone else "See its log: sglang-ops logs"
+            module.fail_json(msg="%s. %s --service %s" % (error, remedy, name), **hint(state))
+    return {}
+
+
+def hint(state):
+    """A server that serves behind no gateway needs hands, unless the way back joins it after all."""
+    if state != "joined":
+        return {}
+    return {"sglang_ops": {"kind": "gateway", "exit_hint": 4, "service": "", "workers": [], "warnings": []}}
 
 
 def shown(members):

@@ -166,7 +166,7 @@ class Work:
         else:
             _views.deployed(out, result)
         _views.failures(err, self.played.state.failures, self.folder, self.target, self.again)
-        _rollout.summary(err, result, self.target)
+        _rollout.summary(err, result, self.target, self.again)
         err.print(f"Finished in {result.seconds:.1f} s.")
         if result.ok and not result.check:
             endpoint = next((item.endpoint for host in result.hosts for item in host.services if item.endpoint), None)

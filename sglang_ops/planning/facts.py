@@ -99,7 +99,7 @@ class Probe(_Fact):
 class Service(_Fact):
     """A service that this tool deployed: its release record, the unit file found, its state.
 
-    `rollout` is the record of a roll-out that has not finished here.
+    `rollout` is the record of a roll-out that has not finished here, `failed_rollouts` names those that failed here.
     """
 
     name: str
@@ -116,6 +116,7 @@ class Service(_Fact):
     rollout: dict[str, Any] | None = None
     # What a server without GPUs holds of the host's memory; None where it was not looked at.
     resident_bytes: int | None = None
+    failed_rollouts: tuple[str, ...] = ()
 
     @property
     def gpus(self) -> tuple[int, ...]:

@@ -70,15 +70,15 @@ def plan(
         return HostPlan(facts.host, errors, warnings, engine=settings.container_engine, undecided=undecided)
     fronts_planned = [_explained(gateway_plan(item, facts, settings), facts) for item in gateways]
     services = [*fronts_planned, *(_service(made, facts, settings) for made in ordered)]
+    spoilt = check_evaluations(services, facts) if not settings.interrupt_evaluations else []
+    if spoilt:
+        return HostPlan(facts.host, tuple(spoilt), warnings, engine=settings.container_engine)
     pairs = zip(services[len(gateways) :], ordered, strict=True)
     changing = [with_way(service, made, facts, services, settings) for service, made in pairs]
     clashes = tuple(problem for _, found in changing for problem in found)
     if clashes:
         return HostPlan(facts.host, clashes, warnings, engine=settings.container_engine)
     services = [*fronts_planned, *(service for service, _ in changing)]
-    spoilt = check_evaluations(services, facts) if not settings.interrupt_evaluations else []
-    if spoilt:
-        return HostPlan(facts.host, tuple(spoilt), warnings, engine=settings.container_engine)
     images = [item.image for item in gateways] + [made.wanted.image for made in ordered]
     return HostPlan(
         host=facts.host,
@@ -117,7 +117,8 @@ def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
     recorded = deployed.record.get("gateways") or () if deployed else ()
     same = {(entry["host"], entry["service"]) for entry in entries}
     former = tuple(entry for entry in recorded if entry not in entries and (entry["host"], entry["service"]) in same)
-    return _with_group(_explained(replace(service, gateways=entries, former=former), facts), made, facts, settings)
+    known = _explained(replace(service, gateways=entries, former=former), facts)
+    return _with_group(known, made, facts, settings)
 
 
 def _with_group(service: ServicePlan, made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:

@@ -67,12 +67,12 @@ class ServicePlan:
     secrets: tuple[str, ...] = ()
     kind: Literal["server", "gateway", "surge"] = "server"
     gateways: tuple[dict[str, str], ...] = ()
+    group: tuple[str, ...] = ()
     former: tuple[dict[str, str], ...] = ()
     way: str = ""
     way_why: str = ""
     surge: ServicePlan | None = None
     aside: dict[str, Any] | None = None
-    group: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     members: dict[str, list[str]] | None = None
     memory: dict[str, Any] | None = None

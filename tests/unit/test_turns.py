@@ -56,6 +56,15 @@ def test_a_copy_that_had_no_stable_release_stays() -> None:
     assert copies([service("a-1", "check"), service("a-2")], 1) == []
 
 
+def test_hosts_of_a_group_see_the_same_turns() -> None:
+    pair = {"group": ("a", "b")}
+    first = [service("x", **pair), service("y", **pair)]
+    second = [service("x", "start", gateway="", **pair), service("y", "check", gateway="", **pair)]
+    assert names(turns(first)) == names(turns(second)) == [["x"], ["y"]]
+    assert names(turns([*first, service("z", "start", gateway="", group=())])) == [["x", "y", "z"]]
+    assert copies(first, 1) == []
+
+
 def test_a_service_with_another_port_leaves_by_both_and_comes_back_by_the_old_one() -> None:
     old = {"host": "h", "service": "g", "url": "http://a/old"}
     moved = service("a", former=[old])
@@ -70,12 +79,3 @@ def test_second_servers_and_what_is_left_of_them() -> None:
     (change,) = tried([one, service("b")], {"who": "me", "rollout": "r"})
     told = {"name": "a", "verb": "deploy", "release": "new", "model": "c"}
     assert change == {"who": "me", "rollout": "r", **told, **image}
-
-
-def test_hosts_of_a_group_see_the_same_turns() -> None:
-    pair = {"group": ("a", "b")}
-    first = [service("x", **pair), service("y", **pair)]
-    second = [service("x", "start", gateway="", **pair), service("y", "check", gateway="", **pair)]
-    assert names(turns(first)) == names(turns(second)) == [["x"], ["y"]]
-    assert names(turns([*first, service("z", "start", gateway="", group=())])) == [["x", "y", "z"]]
-    assert copies(first, 1) == []
