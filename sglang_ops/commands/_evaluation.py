@@ -204,6 +204,7 @@ class Session:
         ]  # fmt: skip
         read = [results.read(folder) for folder in folders]
         tasks = [task.result for one in read for task in one.tasks]
+        groups = [group for one in read for group in one.info.groups]
         states = {str(one["state"]) for one in found.values()}
         incomplete = any(not one.info.complete for one in read) and not states & {"running", "starting", "checking"}
         if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "refused"}):
@@ -217,6 +218,7 @@ class Session:
             "output_dir": str(self.place.folder if len(folders) < 2 else self.place.directory),
             "states": {host: one["state"] for host, one in found.items()},
             "tasks": [view.summary(task) for task in tasks],
+            **({"groups": [view.group(one) for one in groups]} if groups else {}),
         }
         _common.keep(self.folder, data, hosts=len(played.state.hosts), seconds=played.seconds)
         err = _common.stderr()
@@ -227,6 +229,7 @@ class Session:
                 _common.stdout().print(f"--- {host}\n{text}", markup=False, soft_wrap=True)
             if tasks:
                 _common.stdout().print(_evaluate_runs.scores(tasks))
+                view.show_groups(groups)
             else:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))

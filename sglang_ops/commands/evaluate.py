@@ -131,6 +131,11 @@ def tasks(
                 "harness": known.HARNESS,
                 "version": known.VERSION,
                 "tasks": [_evaluation_view.described(task) for task in found],
+                "groups": [
+                    {"name": name, "tasks": list(members)}
+                    for name, members in known.known_groups().items()
+                    if (pattern or "") in name
+                ],
             }
         )
     else:
