@@ -40,7 +40,7 @@ class ActionModule(SendingAction):
         variables = task_vars or {}
         given = plain(self._task.args)
         try:
-            if given["do"] == "started":
+            if given["do"] in ("started", "described"):
                 return result | self._start(given, variables)
             return result | self._other(given, variables)
         except OpsError as error:
@@ -53,6 +53,8 @@ class ActionModule(SendingAction):
         deployment = next((item for item in deployments if item.service_name == work["job"]["deployment"]), None)
         if deployment is None:  # it is meant for other hosts
             return {"changed": False, "sglang_ops": {"kind": "evaluation", "runs": [], "executions": 0}}
+        if given["do"] == "described":
+            return self._describe(work, deployment, variables)
         settings = Settings.model_validate(given["settings"])
         engine = settings.container_engine
         images = [self._image(ref or given["image"], settings) for ref in work["images"]]
@@ -83,6 +85,18 @@ class ActionModule(SendingAction):
         done = self.execute_with_progress("sglang_evaluation", arguments, variables)
         done.get("sglang_ops", {})["executions"] = 2
         return done | {"changed": bool(done.get("changed") or pulled.get("changed"))}
+
+    def _describe(self, work: dict[str, Any], deployment: Deployment, variables: dict[str, Any]) -> dict[str, Any]:
+        """What the servers of this host allow, and where the controller finds them."""
+        file = evaluated_file(variables, self._templar, deployment)
+        secrets = run.environment(file, deployment, Path(work["base"]))
+        arguments = {"state": "described", "run": work["run"], "job": work["job"], "secrets": secrets}
+        done = self.execute_with_progress("sglang_evaluation", arguments, variables)
+        for one in (done.get("sglang_ops") or {}).get("runs", []):
+            for server in one["job"]["upstreams"]:
+                if server["address"] == "127.0.0.1":  # of a server that listens on every address
+                    server["address"] = str(variables.get("ansible_host") or server["address"])
+        return done | {"changed": False}
 
     @staticmethod
     def _image(ref: str, settings: Settings) -> ResolvedImage:

@@ -112,6 +112,12 @@ def evaluate(
         with _common.run_folder("evaluate", target) as folder:
             folder.hide(source.secrets() | runs.secret_values(file))
             work = _evaluation.Session(target, folder, context, place, json=output is Output.JSON)
+            if file.execution.on_controller:
+                if detach or each:
+                    wrong = "--detach" if detach else "--each"
+                    raise UsageError(f"{wrong} is for runs on the hosts, and execution.type is local.")
+                secrets = runs.environment(file, deployment, made.base)
+                return work.start_here(source, made, secrets, check=check)
             return work.start(source, made, detach=detach, check=check, diff=diff)
 
 

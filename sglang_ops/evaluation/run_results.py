@@ -74,7 +74,7 @@ def assemble(folder: Path, run: str, parts: Sequence[Part], lost: Mapping[str, s
         model=ModelInfo(name=job["model"], repo=model.get("repo"), revision=model.get("commit")),
         image_digest=next(iter(digests)) if len(digests) == 1 else None,
         server_arguments=_without_secrets(min(arguments)),
-        hosts=tuple(part.host for part in parts),
+        hosts=tuple(dict.fromkeys(host for part in parts for host in _asked(part))),
         tasks=tuple(names),
         harness=_harness(parts),
         parameters={task["name"]: _parameters(task) for task in job["tasks"]} | {"concurrency": job["concurrency"]},
@@ -123,7 +123,7 @@ def _task(
         empty=counts.empty,
         reasoning_only=counts.reasoning_only,
         timings=_timings(parts, name),
-        hosts=tuple(part.host for part in parts if part.samples(name)),
+        hosts=tuple(host for part in parts for host in _asked(part) if any(one.host == host for one in samples)),
         complete=missing == 0,
         incomplete_because=_why(missing, parts, lost) if missing else None,
     )
@@ -133,6 +133,12 @@ def _task(
             if raw.exists():
                 shutil.copyfile(raw, place / f"{raw.stem}-{part.host}{raw.suffix}")
     return result
+
+
+def _asked(part: Part) -> list[str]:
+    """The hosts whose servers a part's items were put to: its own, or those that a run of this machine asked."""
+    servers = part.read("job.json").get("upstreams") or []
+    return list(dict.fromkeys(server.get("host") or part.host for server in servers)) or [part.host]
 
 
 def _place(name: str) -> tuple[str, int]:

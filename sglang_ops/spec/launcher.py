@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sglang_ops.spec.section import Section, no_effect, subsection
+from sglang_ops.spec.section import NO_EFFECT, Section, no_effect, subsection
 from sglang_ops.spec.values import EnvVars, Mistake, Mounts
 
 FreeMapping = Annotated[dict[str, Any], BeforeValidator(lambda raw: {} if raw is None else raw)]
@@ -41,7 +41,11 @@ class ExecutionEnvVars(Section):
 class Execution(Section):
     """The launcher's execution section. What belongs to other executors is accepted and has no effect here."""
 
-    type: Any = no_effect("The launcher's executor.", _HOSTS)
+    type: Any = Field(
+        None,
+        description="`local` evaluates from this machine instead of on the hosts. No other executor has an effect.",
+        json_schema_extra={NO_EFFECT: _HOSTS},
+    )
     output_dir: str | None = Field(None, description="Where the evaluation's results are brought.")
     mounts: ExecutionMounts = subsection(ExecutionMounts, "Further mounts of the containers.")
     env_vars: ExecutionEnvVars = subsection(ExecutionEnvVars, "Environment per container.")
@@ -74,6 +78,16 @@ class Execution(Section):
     env_var_names: Any = no_effect(_LEPTON + "variables of the evaluation.")
     evaluation_tasks: Any = no_effect(_LEPTON + "resources of evaluations.")
     lepton_platform: Any = no_effect(_LEPTON + "settings of the platform.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, data: Any) -> Any:
+        return {"type": data} if isinstance(data, str) else data
+
+    @property
+    def on_controller(self) -> bool:
+        """Whether the harness runs on the machine at which the operator sits."""
+        return bool(self.type == "local")
 
 
 class Task(Section):

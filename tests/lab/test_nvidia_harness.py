@@ -160,7 +160,9 @@ def _lines(folder: Path) -> list[str]:
 def test_scores_are_those_of_the_container_run_by_hand(lab: Lab, task: str, image: str) -> None:
     """The same image with its own command, against the same server: every metric is the same."""
     name = IMAGES.format(image)
-    ref = lab.ssh(f"docker image ls --digests --format '{{{{.Repository}}}}@{{{{.Digest}}}}' | grep {name}").split()[0]
+    ref = lab.ssh(
+        f"docker image ls --digests --format '{{{{.Repository}}}}@{{{{.Digest}}}}' | grep {name}@sha256"
+    ).split()[0]
     command = (
         "docker run --rm --network host -v /srv/nltk:/nltk:ro -v /hand:/hand -w /hand -e NLTK_DATA=/nltk "
         f"-e NO_KEY=none -e HF_HUB_OFFLINE=1 -e NEMO_EVALUATOR_TELEMETRY_LEVEL=0 {ref} "
