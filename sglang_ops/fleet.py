@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops import peers
+from sglang_ops.addresses import address_of
 from sglang_ops.peers import Host, Kernels, Model
 
 RESULT = "__sglang_server_result"  # what roles/sglang_server/tasks/plan.yml registers
@@ -38,7 +39,7 @@ def _host(name: str, variables: Mapping[str, Any], port: int, *, done: bool) -> 
     plan = _plan(variables)
     missing = tuple(_model(item) for item in plan.get("models", ()))
     holds = tuple(_model(item) for item in plan.get("holds", ()))
-    address = str(variables.get("sglang_server_peer_address") or variables.get("ansible_host") or name)
+    address = str(variables.get("sglang_server_peer_address") or address_of(name, variables))
     own = int(variables.get("sglang_server_peer_port", port))
     if done:
         missing, holds = (), holds + missing

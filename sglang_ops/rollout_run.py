@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sglang_ops import rollout
+from sglang_ops import identity, rollout
 from sglang_ops.errors import PreflightError
 from sglang_ops.planning import HostFacts, Settings, Wanted
 from sglang_ops.spec import Deployment, DeploymentFile, Rollout
@@ -46,7 +43,7 @@ class RunRollout:
         return cls(
             settings=settings,
             identity=rollout.identity(str(given["run"])),
-            who=who(),
+            who=identity.who(),
             started=int(given.get("started") or time.time()),
             digests=given.get("digests") or {},
             resume=bool(given.get("resume")),
@@ -91,7 +88,6 @@ class RunRollout:
         common = {"id": self.identity, "who": self.who, "started": self.started}
         return {
             **self.settings.model_dump(include={"canary", "batch", "max_failures", "order", "auto_rollback"}),
-            "unit": max((item.deployment.nodes for item in wanted), default=1),
             "gate": self.settings.gate.model_dump() if self.settings.gate else {},
             "drain_timeout": drain,
             # By then a host has been changed, or has failed and gone back.
@@ -107,11 +103,6 @@ class RunRollout:
 
 def ref_of(wanted: Sequence[Wanted], name: str) -> str:
     return next(item.image.ref for item in wanted if item.name == name)
-
-
-def who() -> str:
-    """Who changes hosts, and from where, for whoever looks later."""
-    return f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{socket.gethostname()}"
 
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:

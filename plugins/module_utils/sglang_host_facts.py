@@ -6,6 +6,7 @@ import os
 
 from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
+from ansible.module_utils import sglang_host_evaluating as evaluating
 from ansible.module_utils import sglang_host_files as files
 from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_kernels as kernels
@@ -151,6 +152,7 @@ def gather(asked):
         "services": services(asked["loads"]),
         "machine": kernels.machine() if asked.get("jit_cache") else "",
         "kernels": kernels.filled(asked.get("jit_cache")),
+        "evaluations": evaluating.under_way(),
         "drained": gateways.drained(),
         "interface": routes.interface_to(asked.get("toward")),
         "infiniband": routes.infiniband(),

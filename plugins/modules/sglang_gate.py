@@ -30,18 +30,28 @@ options:
     description:
       - V(all) waits, soaks and remembers the release as stable. Where requests come only through a gateway, V(gate)
         waits, then the service is admitted, and V(soak) watches it under that traffic and remembers it.
+      - Where hosts serve a model together, V(soak) comes with O(keep=false), and V(kept) remembers it once all passed.
     type: str
-    choices: [all, gate, soak]
+    choices: [all, gate, soak, kept]
     default: all
+  keep:
+    description: Whether what passes is remembered as the stable release of the host.
+    type: bool
+    default: true
   passed:
-    description: With O(phase=soak), what O(phase=gate) said of the services.
+    description: With V(soak) what V(gate) said of the services, with V(kept) what V(soak) said.
     type: list
     elements: dict
     default: []
   quality:
-    description: A question with a known answer (C(prompt), C(expect), C(max_tokens)) for what serves; empty is none.
+    description:
+      - A question with a known answer (C(prompt), C(expect), C(max_tokens)) for what serves; empty is none.
+      - Or a C(verdict) with its C(why), from the action plugin of the same name, where C(policy) had it evaluate.
     type: dict
     default: {}
+  paused:
+    description: With V(kept), the mark of a roll-out that V(soak) left in doubt.
+    type: dict
   rolled_back:
     description: With O(failure), whether the services were put back before.
     type: bool
@@ -181,7 +191,7 @@ def remember(results, seconds, paused):
 
 def judge(gate, layers, asked):
     """The layer `quality` of a service that serves, and the mark of a pause where that is inconclusive."""
-    if not asked or not all(item["ok"] for item in layers):
+    if not asked or gate.get("rank") or not all(item["ok"] for item in layers):
         return [], None
     word, why = quality.verdict(gate, asked)
     detail = "%s: %s" % (word, why)
@@ -201,13 +211,21 @@ def judged(waits, asked):
     return found, paused
 
 
+def told(results, phase, paused):
+    """The report."""
+    report = {"kind": "gate", "services": results, "phase": phase}
+    return dict(report, paused=paused) if paused else report
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
             "services": {"type": "list", "elements": "dict", "default": []},
             "names": {"type": "list", "elements": "str", "default": []},
             "wait": {"type": "bool", "default": True},
-            "phase": {"type": "str", "choices": ["all", "gate", "soak"], "default": "all"},
+            "phase": {"type": "str", "choices": ["all", "gate", "soak", "kept"], "default": "all"},
+            "keep": {"type": "bool", "default": True},
+            "paused": {"type": "dict"},
             "passed": {"type": "list", "elements": "dict", "default": []},
             "quality": {"type": "dict", "default": {}},
             "rolled_back": {"type": "bool", "default": True},
@@ -219,8 +237,12 @@ def main():
     )
     if module.check_mode and module.params["wait"]:
         module.exit_json(changed=False, sglang_ops={"kind": "gate", "services": []}, msg="not verified (check mode)")
+    phase, paused = module.params["phase"], module.params["paused"]
+    if phase == "kept":
+        results = module.params["passed"]
+        remember(results, {result["name"]: result["seconds"] for result in results}, paused)
+        module.exit_json(changed=False, sglang_ops=told(results, phase, paused))
     gates = module.params["services"] or deployed_gates(module.params["names"], running=bool(module.params["failure"]))
-    phase, paused = module.params["phase"], None
     if module.params["wait"]:
         with Progress(module.params["progress_token"], step="gate") as progress:
             waits = wait_for(gates, progress, phase, module.params["passed"])
@@ -228,7 +250,7 @@ def main():
     else:
         asked = ask_once(gates)
     results = [outcome(*with_features(module.params["features"], *item)) for item in asked]
-    if module.params["wait"] and phase == "gate":
+    if module.params["wait"] and (phase == "gate" or not module.params["keep"]):
         starts = {wait.gate["name"]: {"seconds": wait.seconds, "invocation": wait.first.get("InvocationID"),
                                       "restarts": wait.first.get("NRestarts", "0")} for wait in waits}
         results = [dict(result, **starts[result["name"]]) for result in results]
@@ -237,9 +259,7 @@ def main():
     if module.params["failure"]:
         module.fail_json(**after_rollback(module.params["failure"], module.params["names"], results,
                                           module.params["rolled_back"]))
-    report = {"kind": "gate", "services": results}
-    if paused:
-        report["paused"] = paused
+    report = told(results, phase, paused)
     failed = [result for result in results if not result["ok"]]
     if failed and module.params["wait"]:
         causes_text = "; ".join("%s: %s" % (result["name"], result["cause"]) for result in failed)

@@ -15,9 +15,8 @@ from sglang_ops import inventory_check, spec
 from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
 from sglang_ops.errors import ExitCode, UsageError
-from sglang_ops.evaluation import on_controller, results, run_results
+from sglang_ops.evaluation import results, run_results
 from sglang_ops.evaluation.run import DEFAULT_DIRECTORY, Work
-from sglang_ops.events import RunState
 from sglang_ops.runs import RunFolder
 
 LEAST_BYTES = 100 * 1000 * 1000  # free where results are brought
@@ -81,9 +80,6 @@ class Place:
             raise UsageError(f"There are results of a run {self.run} in {self.directory}.", fix="Give another --name.")
 
 
-_NOTHING = _common.Played(RunState(), 0.0, interrupted=False)  # for what no host is asked
-
-
 @dataclass
 class Session:
     """One command on the hosts of a run."""
@@ -101,78 +97,42 @@ class Session:
             err.print(line, soft_wrap=True, markup=False)
         variables = {**source.variables, "sglang_ops_evaluation": {"do": "started", "work": made.variables()}}
         played = _common.play("evaluate", self.target, self.folder, variables, quiet=self.json, check=check, diff=diff)
-        begun = _runs(played)
+        begun = runs_of(played)
         code = played.exit_code
         if code is ExitCode.DONE and not begun:
             raise UsageError(f"No host of the inventory has {made.job['deployment']}.", fix="Correct `hosts`, or -i.")
-        for warning in _warnings(played):
+        for warning in warnings_of(played):
             err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
         if played.interrupted:
             return self._left(made.run)
+        self._same_model(made, begun, check=check)
         if code is not ExitCode.DONE or check or detach:
             return self._end(played, begun, made.run, code)
         err.print(f"Run {made.run} has begun on {', '.join(begun)}. It goes on without this command.", soft_wrap=True)
         return self._bring("waited", made.run, each=bool(made.job["repeat_on_hosts"]))
 
-    def start_here(self, source: _deployment.Source, made: Work, secrets: Mapping[str, Any], *, check: bool) -> int:
-        """Run on this machine: the hosts only say what their servers allow."""
-        for text in (*made.said, *on_controller.check(made)):
-            _common.stderr().print(text, soft_wrap=True, markup=False)
-        variables = {**source.variables, "sglang_ops_evaluation": {"do": "described", "work": made.variables()}}
-        played = _common.play("evaluate", self.target, self.folder, variables, quiet=self.json)
-        found = _runs(played)
-        if played.exit_code is ExitCode.DONE and not found:
-            raise UsageError(f"No host of the inventory has {made.job['deployment']}.", fix="Correct `hosts`, or -i.")
-        for warning in _warnings(played):
-            _common.stderr().print(f"Warning: {warning}", soft_wrap=True, markup=False)
-        if played.exit_code is not ExitCode.DONE or check or played.interrupted:
-            return self._end(played, found, made.run, played.exit_code)
-        on_controller.prepare(made, {host: one["job"] for host, one in found.items()}, secrets)
-        return self._live_here(made.run)
-
-    def _live_here(self, run: str) -> int:
-        """Watch a run of this machine to its end, or to Ctrl-C, and put its results where they belong."""
-        err = _common.stderr()
-        try:
-            with err.status("checking data and scorers") as shown:
-                now = on_controller.live(run, lambda told: shown.update(on_controller.line(told)))
-        except KeyboardInterrupt:
-            _common.keep(self.folder, {"ok": False, "exit_code": 130, "run": run}, hosts=0, seconds=0)
-            err.print("\nStopped. What was answered is kept.")
-            _views.following([self._command("resume", run)], err)
-            return ExitCode.INTERRUPTED
-        return self._gather_here(run, now, ExitCode.DONE if now["state"] == "done" else ExitCode.ERROR)
-
-    def _gather_here(self, run: str, now: Mapping[str, Any], code: ExitCode) -> int:
-        part = run_results.Part(
-            on_controller.NAME, on_controller.directory(run), str(now["state"]), str(now.get("why") or "")
+    def _same_model(self, made: Work, begun: Mapping[str, Any], *, check: bool) -> None:
+        """Hosts that share items have one model, or nothing is scored. Raises UsageError, with nothing left behind."""
+        models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
+        if made.job["repeat_on_hosts"] or len(set(models.values())) < 2:
+            return
+        if not check:
+            self._play(STATES["rm"], {"run": made.run})
+        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
+        raise UsageError(
+            f"The hosts do not serve one model: {told}.",
+            fix="Deploy one to all of them, or compare them with --each.",
         )
-        if part.read("checked.json"):
-            run_results.assemble(self.place.folder, run, [part], {})
-        return self._end(_NOTHING, {on_controller.NAME: dict(now)}, run, code)
-
-    def _act_here(self, verb: str, run: str, *, check: bool) -> int:
-        now = on_controller.status(run)
-        if verb == "rm" and not check:
-            on_controller.remove(run)
-            return self._end(_NOTHING, {on_controller.NAME: {**now, "state": "removed"}}, run, ExitCode.DONE)
-        if verb == "resume" and not check:
-            self.place.check(new=False)
-            on_controller.again(run)
-            return self._live_here(run)
-        return self._gather_here(run, now, ExitCode.DONE)
 
     def act(self, verb: str, run: str, *, check: bool) -> int:
         """What a verb does to a run that is there."""
-        if on_controller.known(run):
-            return self._act_here(verb, run, check=check)
         if verb in ("wait", "fetch", "resume"):
             self.place.check(new=False)
         if verb in ("wait", "fetch"):
             return self._bring(STATES[verb], run)
         shards = self._missing(run) if verb == "resume" else {}
         played = self._play(STATES[verb], {"run": run, "shards": shards}, check=check)
-        found = _runs(played)
+        found = runs_of(played)
         if verb == "resume" and found and not check and not played.interrupted:
             return self._bring("waited", run)
         return self._end(played, found, run, played.exit_code)
@@ -203,12 +163,14 @@ class Session:
         )
 
     def _missing(self, run: str) -> dict[str, list[list[int]]]:
-        """Shares of hosts that do not answer, given to those that do: {host: [[index, count], …]}."""
+        """Shares of hosts that do not answer, or that the run never reached, given to those that have it:
+        {host: [[index, count], …]}."""
         played = self._play("listed", {"run": run})
-        alive = _runs(played)
+        alive = runs_of(played)
         held = {tuple(share) for one in alive.values() for share in one["shards"]}
         counts = {count for _, count in held}
-        if len(counts) != 1 or not played.state.failures:
+        without = [host for host in played.state.hosts if host not in alive]
+        if len(counts) != 1 or not (played.state.failures or without):
             return {}
         (count,) = counts
         lost = [[index, count] for index in range(count) if (index, count) not in held]
@@ -218,7 +180,7 @@ class Session:
     def _bring(self, do: str, run: str, *, each: bool = False) -> int:
         with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:
             played = self._play(do, {"run": run}, fetch=private)
-            found = _runs(played)
+            found = runs_of(played)
             if played.interrupted:
                 return self._left(run)
             parts = [
@@ -261,7 +223,7 @@ class Session:
         groups = [group for one in read for group in one.info.groups]
         states = {str(one["state"]) for one in found.values()}
         incomplete = any(not one.info.complete for one in read) and not states & {"running", "starting", "checking"}
-        if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "refused"}):
+        if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "replaced", "refused"}):
             code = ExitCode.ERROR
         if code is ExitCode.UNREACHABLE and tasks and not incomplete:
             code = ExitCode.DONE  # others have asked what a lost host had not
@@ -288,7 +250,7 @@ class Session:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))
         for host, one in found.items():
-            if one["state"] in ("failed", "stalled"):
+            if one["state"] in ("failed", "stalled", "replaced"):
                 err.print(f"{host}: the run has {one['state']}: {one.get('why') or 'see its log'}", soft_wrap=True)
         if not self.json:
             self._advise(run, states, folders)
@@ -308,7 +270,7 @@ class Session:
         return f"{words[0]} {words[1]} {verb} {words[2]} {run}"
 
 
-def _runs(played: _common.Played) -> dict[str, Any]:
+def runs_of(played: _common.Played) -> dict[str, Any]:
     """The run on each host that has it, as the last answer told."""
     return {
         host.name: one
@@ -317,6 +279,6 @@ def _runs(played: _common.Played) -> dict[str, Any]:
     }
 
 
-def _warnings(played: _common.Played) -> list[str]:
+def warnings_of(played: _common.Played) -> list[str]:
     told = [text for host in played.state.hosts.values() for text in host.result("evaluation").get("warnings") or []]
     return list(dict.fromkeys(told))

@@ -10,7 +10,7 @@ from sglang_ops.evaluation import results
 from sglang_ops.evaluation.report import percent
 from sglang_ops.evaluation.tasks import Task
 
-_OVER = ("done", "cancelled", "stalled", "failed", "refused", "removed")
+_OVER = ("done", "cancelled", "stalled", "replaced", "failed", "refused", "removed")
 
 
 def summary(task: results.TaskResult) -> dict[str, Any]:
@@ -51,6 +51,13 @@ def show_groups(found: Sequence[results.Group]) -> None:
                 str(len(one.tasks)) + ("" if one.complete else ", incomplete"),
             )  # fmt: skip
     _common.stdout().print(table)
+
+
+def model(told: Mapping[str, Any]) -> str:
+    """A release record's model in a few characters."""
+    if not told.get("repo"):
+        return str(told.get("directory") or "a model without a name")
+    return f"{told['repo']}@{str(told.get('commit') or 'no revision')[:12]}"
 
 
 def show_runs(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -119,6 +119,12 @@ Overrides = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse arguments that would be translated for the SGLang release.")
 ]
+InterruptEvaluations = Annotated[
+    bool,
+    typer.Option(
+        "--interrupt-evaluations", help="Replace servers whose model is being evaluated; that ends incomplete."
+    ),
+]
 ServiceName = Annotated[
     str | None,
     typer.Option("--service", "-s", metavar="NAME", help="Service to act on, as 'status' names it."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.text import Text
 
-from sglang_ops import rollout_run, rollouts
+from sglang_ops import identity, rollouts
 from sglang_ops.commands import _common, _views
 from sglang_ops.errors import ExitCode
 from sglang_ops.runs import RunFolder
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def play(do: str, target: _common.Target, folder: RunFolder, *, quiet: bool = True) -> _common.Played:
     """Run one of the module's deeds on every host: look, pause, resume, forget."""
-    wanted = {"sglang_server_rollout": {"do": do, "who": rollout_run.who()}}
+    wanted = {"sglang_server_rollout": {"do": do, "who": identity.who()}}
     return _common.play("rollout", target, folder, wanted, quiet=quiet)
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from sglang_ops.errors import PreflightError, UsageError
 from sglang_ops.evaluation import harness, tasks
-from sglang_ops.evaluation.run import Work
+from sglang_ops.evaluation.run import Work, environment
 from sglang_ops.runs import state_dir
+from sglang_ops.spec import Deployment, DeploymentFile
 
 NAME = "controller"  # as the host of a run's files
 PYTHON_VARIABLE = "SGLANG_OPS_HARNESS_PYTHON"
@@ -55,6 +56,18 @@ def python() -> str:
         fix=f"python3 -m venv ~/lm-eval && ~/lm-eval/bin/pip install 'lm_eval[api,ifeval]=={tasks.VERSION}' && "
         f"export {PYTHON_VARIABLE}=~/lm-eval/bin/python",
     )
+
+
+def secrets(file: DeploymentFile, deployment: Deployment, base: Path) -> dict[str, Any]:
+    """What is secret about a run here, the servers' key among it. Raises UsageError for what only hosts know."""
+    found = environment(file, deployment, base)
+    key = deployment.api_key
+    if key and key.kind != "runtime":
+        found["api_key"] = os.environ.get(key.value) if key.kind == "host" else key.value
+    theirs = "api_key" if key and key.kind == "runtime" else next(iter(found["runtime"]), None)
+    if theirs:
+        raise UsageError(f"{theirs} is a variable of the hosts (runtime:).", fix="Write host: for this machine's.")
+    return found
 
 
 def check(made: Work) -> list[str]:

@@ -15,10 +15,10 @@ from typing import Any
 from sglang_ops.errors import OpsError
 from sglang_ops.evaluation import groups, results, scoring
 from sglang_ops.evaluation.results import Dataset, Harness, ModelInfo, RunInfo, Sample, TaskResult, Timings
+from sglang_ops.spec.secret_flags import without_secrets
 
 _RAW = "harness"  # what the harness itself said, kept beside the results
 _RAW_FILES = (f"{_RAW}.json", "results.yml")
-_SECRET_FLAGS = ("--api-key", "--admin-api-key")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def assemble(folder: Path, run: str, parts: Sequence[Part], lost: Mapping[str, s
         deployment=job["deployment"],
         model=ModelInfo(name=job["model"], repo=model.get("repo"), revision=model.get("commit")),
         image_digest=next(iter(digests)) if len(digests) == 1 else None,
-        server_arguments=_without_secrets(min(arguments)),
+        server_arguments=tuple(without_secrets(min(arguments), lambda _: "(hidden)")),
         hosts=tuple(dict.fromkeys(host for part in parts for host in _asked(part))),
         tasks=tuple(names),
         harness=_harness(parts),
@@ -192,14 +192,3 @@ def _parameters(task: Mapping[str, Any]) -> dict[str, Any]:
         "max_retries", "extra",
     )  # fmt: skip
     return {key: task[key] for key in keys if task.get(key) not in (None, {})}
-
-
-def _without_secrets(argv: Sequence[str]) -> tuple[str, ...]:
-    shown: list[str] = []
-    for word in argv:
-        flag, equals, _ = word.partition("=")
-        if shown and shown[-1] in _SECRET_FLAGS:
-            shown.append("(hidden)")
-        else:
-            shown.append(f"{flag}=(hidden)" if equals and flag in _SECRET_FLAGS else word)
-    return tuple(shown)

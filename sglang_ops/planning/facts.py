@@ -121,6 +121,16 @@ class Service(_Fact):
         return bool(self.record.get("content", {}).get("share_gpus"))
 
 
+class Evaluation(_Fact):
+    """An evaluation at work on the host, the releases of its services, and how far it is."""
+
+    run: str
+    releases: dict[str, str] = {}
+    done: int | None = None
+    total: int | None = None
+    seconds_left: int | None = None
+
+
 class HostFacts(_Fact):
     """Everything planning needs to know of one host. `topology` is what `nvidia-smi topo -m` says, if it was asked.
 
@@ -149,6 +159,7 @@ class HostFacts(_Fact):
     runtime: dict[str, str | None] = {}
     machine: str = ""
     kernels: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
     drained: bool = False
     interface: str = ""
     infiniband: bool = False

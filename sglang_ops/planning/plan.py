@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sglang_ops.planning.checks import check_disks, check_engine
+from sglang_ops.planning.checks import check_disks, check_engine, check_evaluations
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.draft import Draft, draft
 from sglang_ops.planning.facts import HostFacts, Service
@@ -14,9 +14,10 @@ from sglang_ops.planning.gateway import WantedGateway, gateway_plan, problems_of
 from sglang_ops.planning.kernels import compiled, lacking
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.questions import repository
-from sglang_ops.planning.service import ServicePlan, resolve, service_plan
+from sglang_ops.planning.service import Action, ServicePlan, outage, resolve, service_plan
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.planning.steps import Step, steps, why
+from sglang_ops.planning.together import stronger
 from sglang_ops.planning.wanted import Wanted, around, in_order
 
 
@@ -70,6 +71,9 @@ def plan(
         [_explained(gateway_plan(item, facts, settings), facts) for item in gateways]
         + [_service(made, facts, settings) for made in ordered]
     )
+    spoilt = check_evaluations(services, facts) if not settings.interrupt_evaluations else []
+    if spoilt:
+        return HostPlan(facts.host, tuple(spoilt), warnings, engine=settings.container_engine)
     images = [item.image for item in gateways] + [made.wanted.image for made in ordered]
     return HostPlan(
         host=facts.host,
@@ -104,7 +108,25 @@ def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
     hosts = made.wanted.gateways if in_front and not facts.drained else ()
     url = worker_url(made.deployment, facts.address)
     entries = tuple({"host": host, "service": in_front.service_name, "url": url} for host in hosts if in_front)
-    return _explained(replace(service, gateways=entries), facts)
+    return _with_group(_explained(replace(service, gateways=entries), facts), made, facts, settings)
+
+
+def _with_group(service: ServicePlan, made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
+    """The service as its group has it: a member does not stay as it is where another one starts."""
+    group, due = made.wanted.group, made.wanted.due
+    if not group:
+        return service
+    service = replace(service, group=group, gate=service.gate | {"group": list(group)})
+    if not stronger(due.action, service.action):
+        return service
+    action: Action = "restart" if due.action == "restart" else "check"
+    verb = "starts" if action == "restart" else "is asked whether it serves"
+    return replace(
+        service,
+        action=action,
+        outage=outage(action, settings, facts.service(service.name)),
+        why=f"{due.host}, which serves it together with this host, {verb}",
+    )
 
 
 def _explained(service: ServicePlan, facts: HostFacts) -> ServicePlan:

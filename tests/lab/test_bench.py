@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Lab
+from conftest import ROOT, Lab, ops
 
 from sglang_ops import processes
 
 pytestmark = pytest.mark.lab
 SMALL = ("--input-len", "24", "--output-len", "4", "--prompts", "4", "--timeout", "300")
+KEY = "sk_canary_of_the_benchmark"
 LEFT = "podman ps --all --format '{{.Names}}' | grep bench; ls -d /tmp/sglang-bench-* 2>/dev/null"
 
 
@@ -73,6 +74,34 @@ def test_the_engine_is_measured_and_nothing_stays_behind(engine: Lab, tmp_path: 
     raw = (Path(found["output_dir"]) / "raw" / engine.hosts[0] / "random-2-at-once.jsonl").read_text()
     assert "server_info" not in raw
     assert engine.ssh(LEFT) == ""
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_two_configurations_of_a_server_with_a_key_are_compared(engine: Lab, tmp_path: Path) -> None:
+    """A sweep and a rate for each, with the key in no argument, log or result."""
+    engine.env["LAB_SERVER_KEY"] = KEY
+    runs, told = [], ""
+    for extra in ("", "--disable-radix-cache"):
+        words = f"{engine.deployment['deployment'].get('extra_args', '')} {extra}".strip()
+        config = engine.write("keyed", api_key="host:LAB_SERVER_KEY", extra_args=words)
+        assert engine.deploy(config)["ok"]
+        shared = ("bench", "--data", "shared-prefix", *SMALL, "--seed", "1", "--output-dir", str(tmp_path))
+        found = engine.json(*shared, "--concurrency", "1,2")
+        assert found["ok"], json.dumps(found)[:3000]
+        assert len(found["servers"][0]["points"]) == 2
+        runs.append(found["run"])
+        rated = engine.json(*shared, "--request-rate", "2")
+        assert rated["ok"], json.dumps(rated)[:3000]
+        told += engine.ssh("journalctl -q --no-pager; systemctl cat 'sglang-*'; podman inspect --all; ps -eo args")
+    compared = ops("bench", "compare", *runs, "--output-dir", str(tmp_path))
+    assert compared.returncode == 0, compared.stderr
+    assert "only B: --disable-radix-cache" in compared.stdout
+    assert "TTFT p50 ms" in compared.stdout
+    kept = [path for path in (*tmp_path.rglob("*"), *Path(engine.env["SGLANG_OPS_STATE"]).rglob("*")) if path.is_file()]
+    assert "server_args" in told
+    assert KEY not in told
+    assert not [path for path in kept if KEY.encode() in path.read_bytes()]
 
 
 @pytest.mark.engine
