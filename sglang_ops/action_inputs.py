@@ -124,6 +124,17 @@ def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
     return str(task_vars["inventory_hostname"]) in hosts_of(deployment, task_vars)
 
 
+def left_out(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts that the deployments and their gateways name and that this run, limited as it is, does not look at."""
+    playing = set(map(str, task_vars["ansible_play_hosts_all"]))
+    if len(playing) >= len(task_vars["groups"]["all"]):
+        return []
+    every = written(files)
+    patterns = [item.hosts for item in every] + [item.gateway.hosts for item in every if item.gateway]
+    named = dict.fromkeys(host for pattern in dict.fromkeys(patterns) for host in matching(pattern, task_vars))
+    return [host for host in named if host not in playing]
+
+
 def hosts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
     """The hosts that the pattern `hosts` of the deployment names. Raises PreflightError where there is none."""
     names = matching(deployment.hosts, task_vars)

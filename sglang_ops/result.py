@@ -81,7 +81,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Deployed:
-    """The result of deploy, restart, stop and remove."""
+    """The result of deploy, restart, stop and remove. `left_out` are hosts of the deployment that --limit kept out."""
 
     hosts: tuple[Host, ...]
     steps: tuple[PlannedStep, ...]
@@ -92,6 +92,7 @@ class Deployed:
     check: bool = False
     interrupted: bool = False
     rolled: Rolled | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def from_run(
@@ -112,6 +113,9 @@ class Deployed:
             check=check,
             interrupted=interrupted,
             rolled=rolled,
+            left_out=next(
+                (tuple(told) for host in state.hosts.values() if (told := host.result("plan").get("left_out"))), ()
+            ),
         )
 
     @property
@@ -132,6 +136,7 @@ class Deployed:
             "steps": [asdict(step) for step in self.steps],
             "warnings": list(self.warnings),
             "rollout": self.rolled.as_dict() if self.rolled and not self.check else None,
+            "left_out": list(self.left_out),
             "seconds": self.seconds,
             "run": self.run,
         }

@@ -24,6 +24,7 @@ from sglang_ops.action_inputs import (
     files_of,
     group_for,
     hub_token,
+    left_out,
     meant_for,
     plain,
     resolve_once,
@@ -144,7 +145,8 @@ class ActionModule(ActionBase):
         made["rollout"] = run.of_host(wanted, made["services"], settings)
         made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings)]
         generation = answer["facts"]["generation"]
-        return {"changed": False, "generation": generation, "sglang_ops": {"kind": "plan", "plan": made}}
+        told = {"kind": "plan", "plan": made, "left_out": left_out(files, task_vars)}
+        return {"changed": False, "generation": generation, "sglang_ops": told}
 
     def _image(self, ref: str, settings: Settings, pinned: str | None) -> tuple[ResolvedImage | None, str | None]:
         if pinned:  # a roll-out that goes on keeps its digest, wherever the tag is by now

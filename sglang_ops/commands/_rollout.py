@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -69,6 +70,8 @@ def told(console: Console, item: rollouts.Unfinished) -> None:
 def summary(console: Console, result: Deployed, target: _common.Target) -> None:
     """Who runs what after a roll-out that did not reach every host, and what to type next."""
     rolled = result.rolled
+    if target.limit and result.exit_code not in (ExitCode.REFUSED, ExitCode.LOCKED):
+        _limited(console, result, target)
     if not rolled or result.check:
         return
     if rolled.waiting:
@@ -88,6 +91,15 @@ def summary(console: Console, result: Deployed, target: _common.Target) -> None:
         console.print("\nOnce you know the cause, put right by:")
         for command in repairs:
             console.print(f"  {escape(command)}", soft_wrap=True)
+
+
+def _limited(console: Console, result: Deployed, target: _common.Target) -> None:
+    """What --limit has kept out of a change, so that nobody takes the fleet to be of one kind."""
+    if result.check or not (result.left_out or result.rolled):
+        return
+    who = ", ".join(result.left_out) or "Hosts outside it"
+    console.print(f"\nNot looked at, because of --limit: {who}. What runs there stays as it was.", soft_wrap=True)
+    _views.following([replace(target, limit=None).command("rollout status")], console)
 
 
 def _repair(host: Any, target: _common.Target) -> list[str]:
