@@ -14,7 +14,6 @@ import http.client
 import json
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -31,10 +30,12 @@ TOKENS = 16
 
 @dataclass
 class Load:
-    """Clients that ask one gateway, each its next request as soon as it has the answer to the last."""
+    """Clients that ask one gateway, each its next as soon as it has the answer to the last, or a `pause` later."""
 
     endpoint: str
     clients: int
+    pause: float = 0.0  # seconds that a client takes from an answer to its next request
+    key: str = ""
     answered: list[tuple[float, float, bool]] = field(default_factory=list)  # begun, seconds, streamed
     lost: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -53,10 +54,11 @@ class Load:
         streamed = number % 2 == 1
         while not self.over.is_set():
             began = time.monotonic()
-            error = ask(self.endpoint, streamed=streamed)
+            error = ask(self.endpoint, streamed=streamed, key=self.key)
             if error:
                 self.lost.append(f"{'stream' if streamed else 'unary'}: {error}")
             self.answered.append((began, time.monotonic() - began, streamed))
+            self.over.wait(self.pause)
 
     def longest(self) -> float:
         return max(seconds for _, seconds, _ in self.answered)
@@ -66,13 +68,16 @@ class Load:
         return sorted(seconds for _, seconds, _ in self.answered)[len(self.answered) // 2]
 
 
-def ask(endpoint: str, *, streamed: bool) -> str:
+def ask(endpoint: str, *, streamed: bool, tokens: int = TOKENS, key: str = "") -> str:
     """One request; "" where it was answered in full."""
     connection = http.client.HTTPConnection(endpoint.partition("://")[2], timeout=300)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     messages = [{"role": "user", "content": "Count."}]
-    body = {"model": "tiny-llama", "messages": messages, "max_tokens": TOKENS, "stream": streamed}
+    body = {"model": "tiny-llama", "messages": messages, "max_tokens": tokens, "stream": streamed}
+    if tokens != TOKENS:
+        body["ignore_eos"] = True  # or the simulator ends with its sentence
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
         text = answer.read().decode()
     except (OSError, http.client.HTTPException) as error:
@@ -89,7 +94,6 @@ class Lab:
 
     def __init__(self, name: str, hosts: int) -> None:
         self.name, self.hosts = name, hosts
-        self.state = tempfile.mkdtemp(prefix="bench-gateway-")
 
     def ops(self, *words: str) -> str:
         command = [sys.executable, "-m", "sglang_ops", *words]
