@@ -153,7 +153,7 @@ def test_wrong_model_ends_the_wait_at_once_and_503_does_not(gate: dict[str, Any]
     Server.answers["/v1/models"] = (200, {"data": [{"id": "other"}]})
     assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is True
     Server.answers["/ready"] = (503, {})
-    assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is False
+    assert wait_module.Wait(gate | {"start_timeout": 60}, ACTIVE, 0).step(ACTIVE) is False
 
 
 def test_without_rollback_a_failed_host_stays_as_it_is() -> None:
@@ -193,7 +193,7 @@ def test_a_second_server_that_failed_is_told_of_the_first() -> None:
     said = gate_module.after_rollback(failure, ["sglang-m"], serves, touched=False)
     assert (said["exit_hint"], said["sglang_ops"]["services"][0]["log"]) == (3, ["x"])
     assert said["msg"].endswith("Nothing was changed: sglang-m serves release old.")
-    assert gate_module.after_rollback(failure, ["sglang-m"], [], untouched=True)["exit_hint"] == 4
+    assert gate_module.after_rollback(failure, ["sglang-m"], [], touched=False)["exit_hint"] == 4
 
 
 @pytest.mark.parametrize(
