@@ -16,7 +16,6 @@ import http.client
 import json
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -92,7 +91,6 @@ class Lab:
 
     def __init__(self, name: str, hosts: int) -> None:
         self.name, self.hosts = name, hosts
-        self.state = tempfile.mkdtemp(prefix="bench-gateway-")
 
     def ops(self, *words: str) -> str:
         command = [sys.executable, "-m", "sglang_ops", *words]

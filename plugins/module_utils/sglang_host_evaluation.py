@@ -26,6 +26,7 @@ ROOT = "/var/lib/sglang-ops/evaluations"
 LEAST_BYTES = 200 * 1000 * 1000  # answers and data of a run
 MOST_AT_ONCE = 64  # requests, where the file does not say how many: more only wait in the server's queue
 ENDED = ("done", "refused", "stalled", "replaced", "failed", "stopped", "cancelled")
+BESIDE = ("models", "images")  # verbs that change a host, but no service
 _FETCHED = ("job.json", "checked.json", "status.json", "results")
 
 
@@ -100,7 +101,7 @@ def line(told):
 def unchanging(records):
     """Raises Refused while somebody changes these services, or has not come to an end with it."""
     holder = lock.current()
-    if holder:
+    if holder and not (holder.get("verb") or "").startswith(BESIDE):
         raise Refused(
             "%s is at work on this host (%s). Evaluate once that is done."
             % (holder.get("who") or "somebody", " ".join(filter(None, [holder.get("verb"), holder.get("run")]))),

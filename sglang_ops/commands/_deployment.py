@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_ops import inventory_check, spec
+from sglang_ops import inventory_check, private, spec
 from sglang_ops.action_inputs import BASE_VARIABLE
 from sglang_ops.commands import _common, _overrides
 from sglang_ops.errors import UsageError
@@ -95,8 +94,8 @@ def find(
         return
     document = spec.lay_over(document, changes)
     file = spec.check(document)
-    with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:  # 0700
-        copy = Path(private) / "deployment.yaml"
+    with private.directory() as folder:
+        copy = folder / "deployment.yaml"
         descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(yamlfile.dump(document.data))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import typer
 
-from sglang_ops import inventory_check, spec
+from sglang_ops import inventory_check, private, spec
 from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
 from sglang_ops.errors import ExitCode, UsageError
@@ -178,18 +177,18 @@ class Session:
         return {host: lost[place :: len(hosts)] for place, host in enumerate(hosts) if lost[place :: len(hosts)]}
 
     def _bring(self, do: str, run: str, *, each: bool = False) -> int:
-        with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:
-            played = self._play(do, {"run": run}, fetch=private)
+        with private.directory() as folder:
+            played = self._play(do, {"run": run}, fetch=str(folder))
             found = _runs(played)
             if played.interrupted:
                 return self._left(run)
             parts = [
                 run_results.Part(
-                    host, run_results.unpack(Path(private) / f"{host}.tar.gz", Path(private) / host),
+                    host, run_results.unpack(folder / f"{host}.tar.gz", folder / host),
                     str(one["state"]), str(one.get("why") or ""),
                 )
                 for host, one in found.items()
-                if (Path(private) / f"{host}.tar.gz").exists()
+                if (folder / f"{host}.tar.gz").exists()
             ]  # fmt: skip
             lost = {failure.host: failure.cause for failure in played.state.failures}
             if parts:

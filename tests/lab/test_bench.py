@@ -14,7 +14,7 @@ from conftest import ROOT, Lab, ops
 
 from sglang_ops import processes
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 SMALL = ("--input-len", "24", "--output-len", "4", "--prompts", "4", "--timeout", "300")
 KEY = "sk_canary_of_the_benchmark"
 LEFT = "podman ps --all --format '{{.Names}}' | grep bench; ls -d /tmp/sglang-bench-* 2>/dev/null"
@@ -60,7 +60,6 @@ def test_what_cannot_be_measured_is_refused(lab: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.slow
 def test_the_engine_is_measured_and_nothing_stays_behind(engine: Lab, tmp_path: Path) -> None:
     data = ("--data", "random", "--data", "shared-prefix")
     found = engine.json("bench", *data, "--concurrency", "2", *SMALL, "--output-dir", str(tmp_path))
@@ -77,7 +76,6 @@ def test_the_engine_is_measured_and_nothing_stays_behind(engine: Lab, tmp_path: 
 
 
 @pytest.mark.engine
-@pytest.mark.slow
 def test_two_configurations_of_a_server_with_a_key_are_compared(engine: Lab, tmp_path: Path) -> None:
     """A sweep and a rate for each, with the key in no argument, log or result."""
     engine.env["LAB_SERVER_KEY"] = KEY
@@ -105,7 +103,6 @@ def test_two_configurations_of_a_server_with_a_key_are_compared(engine: Lab, tmp
 
 
 @pytest.mark.engine
-@pytest.mark.slow
 def test_a_point_that_takes_too_long_is_ended(engine: Lab, tmp_path: Path) -> None:
     long = ("--concurrency", "1", "--prompts", "5000", "--timeout", "10", "--output-dir", str(tmp_path))
     found = engine.json("bench", *long)
@@ -115,7 +112,6 @@ def test_a_point_that_takes_too_long_is_ended(engine: Lab, tmp_path: Path) -> No
 
 
 @pytest.mark.engine
-@pytest.mark.slow
 def test_the_container_ends_with_the_controller(engine: Lab, tmp_path: Path) -> None:
     words = ["bench", "-i", str(engine.inventory), "--output-dir", str(tmp_path)]
     words += ["--concurrency", "1", "--prompts", "5000"]

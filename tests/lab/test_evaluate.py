@@ -123,6 +123,7 @@ def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab) -> None:
     assert same_name["exit_code"] == 7, same_name
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_harness_run_by_hand(lab: Lab) -> None:
     image = lab.ssh("docker image ls --digests --format '{{.Repository}}@{{.Digest}}' | grep lm-eval").split()[0]
     command = (

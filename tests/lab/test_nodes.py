@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Lab
+from conftest import ROOT, Lab
 
 pytestmark = pytest.mark.lab
 QUICK = ("--soak", "0")
@@ -77,6 +82,35 @@ def test_a_change_restarts_both_and_they_meet_again(lab: Lab) -> None:
     result = deployed(lab, extra_args="--log-level info")
     assert result["ok"], result
     assert actions(result) == [["restart"]] * 2
+    timers = [lab.ssh("systemctl list-timers --all --no-legend 'sglang-ops-again-*'", host) for host in lab.hosts]
+    assert timers == ["", ""]
+
+
+@pytest.mark.slow
+def test_a_controller_that_dies_leaves_no_group_at_rest(lab: Lab) -> None:
+    assert deployed(lab)["ok"]
+    config = lab.write("spread", nodes=2, tensor_parallel_size=2, env_vars={"RELEASE": "died"})
+    words = ["deploy", "-i", str(lab.inventory), "-c", str(config), "--yes", "--drain-timeout", "1", *QUICK]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sglang_ops", *words],
+        env=os.environ | lab.env | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if f"{lab.hosts[0]} start" in line:
+            break
+    limit = time.monotonic() + 30
+    while "inactive" not in lab.ssh("systemctl is-active sglang-tiny-llama") and time.monotonic() < limit:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    limit = time.monotonic() + 200
+    while not all(row["healthy"] for row in lab.json("status")["services"]):
+        assert time.monotonic() < limit, "the group stays at rest"
+        time.sleep(5)
+    result = lab.deploy(config, *QUICK, "--lock-wait", "60")
+    assert result["ok"], result
 
 
 @pytest.mark.slow
@@ -99,8 +133,8 @@ def test_a_member_that_was_changed_by_hand_is_named_and_the_whole_group_restarts
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_member_that_was_reinstalled_is_named_and_the_whole_group_starts(lab: Lab, rank: int) -> None:
     assert deployed(lab)["ok"]
-    lab.ssh(f"systemctl disable --now sglang-tiny-llama; rm -rf /var/lib/sglang-ops {UNIT}; systemctl daemon-reload",
-            lab.hosts[rank])  # fmt: skip
+    wipe = f"rm -rf /var/lib/sglang-ops {UNIT}; systemctl daemon-reload"
+    lab.ssh(f"systemctl stop --no-block sglang-tiny-llama; docker kill sglang-tiny-llama; {wipe}", lab.hosts[rank])
     named = [(item["host"], item["what"]) for item in lab.json("status")["drift"]]
     mate = lab.hosts[1 - rank]
     assert named == [

@@ -195,3 +195,24 @@ def test_phases_are_read_from_the_log() -> None:
     assert causes.phase(["Load weight begin. avail mem=139.09 GB"]) == "loading weights"
     assert causes.phase(["Load weight begin.", "KV Cache is allocated. #tokens: 9"]) == "KV cache allocated"
     assert causes.phase(["unrelated"]) == ""
+
+
+def test_a_member_that_answers_nothing_is_not_asked_for_quality(gate: dict[str, Any]) -> None:
+    layers = [{"name": "unit", "ok": True, "detail": "active"}]
+    asked = {"prompt": "2+2?", "expect": "4", "max_tokens": 4}
+    assert gate_module.judge(gate | {"rank": 1}, layers, asked) == ([], None)
+
+
+def test_what_a_whole_group_passed_is_kept_with_the_time_that_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr(gate_module.store, "read_state", lambda name: {"release": "new", "stable": "old"})
+    monkeypatch.setattr(gate_module.store, "write_state", lambda name, state: kept.update(state))
+    monkeypatch.setattr(gate_module.store, "prune_releases", lambda name, keep: None)
+    for name in ("read", "finish", "result", "last_stable"):
+        monkeypatch.setattr(gate_module.rollouts, name, lambda *_: None)
+    result = {"name": "sglang-m", "release": "new", "ok": True, "seconds": 7.4}
+    gate_module.remember([result], {"sglang-m": result["seconds"]}, None)
+    assert (kept["stable"], kept["start_seconds"]) == ("new", 7)
+    assert gate_module.told([result], "soak", {"who": "x"}) == {
+        "kind": "gate", "services": [result], "phase": "soak", "paused": {"who": "x"},
+    }  # fmt: skip

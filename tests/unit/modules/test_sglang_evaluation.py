@@ -109,6 +109,8 @@ def test_no_run_begins_while_somebody_changes_the_host(monkeypatch: Any) -> None
     with pytest.raises(evaluation.Refused, match=r"ana@laptop is at work on this host \(deploy r1\)") as refused:
         evaluation.unchanging([record])
     assert refused.value.hint == 5
+    monkeypatch.setattr(evaluation.lock, "current", lambda: {"who": "ana@laptop", "verb": "models pull"})
+    evaluation.unchanging([record])
     monkeypatch.setattr(evaluation.lock, "current", dict)
     monkeypatch.setattr(evaluation.rollouts, "read", lambda _: {"paused": {"why": "in doubt"}})
     with pytest.raises(evaluation.Refused, match=r"has not finished here \(paused: in doubt\)") as refused:
