@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     given = parser.parse_args()
     figures = {}
-    for hosts in (given.hosts, 1):
+    for hosts in dict.fromkeys((given.hosts, 1)):
         lab = Lab(given.lab, hosts)
         try:
             lab.up()
