@@ -33,10 +33,11 @@ TOKENS = 16
 
 @dataclass
 class Load:
-    """Clients that ask one gateway, each its next request as soon as it has the answer to the last."""
+    """Clients that ask one gateway, each its next as soon as it has the answer to the last, or a `pause` later."""
 
     endpoint: str
     clients: int
+    pause: float = 0.0  # seconds that a client takes from an answer to its next request
     answered: list[tuple[float, float, bool]] = field(default_factory=list)  # begun, seconds, streamed
     lost: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -59,6 +60,7 @@ class Load:
             if error:
                 self.lost.append(f"{'stream' if streamed else 'unary'}: {error}")
             self.answered.append((began, time.monotonic() - began, streamed))
+            self.over.wait(self.pause)
 
     def longest(self) -> float:
         return max(seconds for _, seconds, _ in self.answered)
@@ -68,11 +70,13 @@ class Load:
         return sorted(seconds for _, seconds, _ in self.answered)[len(self.answered) // 2]
 
 
-def ask(endpoint: str, *, streamed: bool) -> str:
+def ask(endpoint: str, *, streamed: bool, tokens: int = TOKENS) -> str:
     """One request; "" where it was answered in full."""
     connection = http.client.HTTPConnection(endpoint.partition("://")[2], timeout=300)
     messages = [{"role": "user", "content": "Count."}]
-    body = {"model": "tiny-llama", "messages": messages, "max_tokens": TOKENS, "stream": streamed}
+    body = {"model": "tiny-llama", "messages": messages, "max_tokens": tokens, "stream": streamed}
+    if tokens != TOKENS:
+        body["ignore_eos"] = True  # or the simulator ends with its sentence
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()

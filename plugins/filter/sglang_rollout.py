@@ -29,6 +29,7 @@ class FilterModule:
             "sglang_grouped": together.grouped,
             "sglang_stops": rollout.stops_for,
             "sglang_paused": rollout.paused_for,
+            "sglang_moved": rollout.moved_for,
             "sglang_turns_before": rollout.turns_before,
             "sglang_returning": rollout.returning,
         }
