@@ -26,7 +26,7 @@ demo-clean: venv ## Remove what `make demo` started
 
 test: venv lint ## The tests: lint, unit, roles, command line, and the lab's real hosts (root: for the lab)
 	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/cli tests/roles tests/unit
-	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" tests/lab # a file has its own labs
+	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/lab
 
 test-slow: venv ## The long ones: real driver packages, matrices of faults, many races, forty hosts (root: for the lab)
 	$(SUDO) $(BIN)/python -m pytest -m slow tests/lab
@@ -34,7 +34,8 @@ test-slow: venv ## The long ones: real driver packages, matrices of faults, many
 lint: venv ## ruff, mypy, ansible-lint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	PATH="$(abspath $(BIN)):$$PATH" $(NO_INVENTORY) $(BIN)/ansible-lint --offline --strict playbooks roles
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && TMPDIR="$$scratch" PATH="$(abspath $(BIN)):$$PATH" \
+	  $(NO_INVENTORY) $(BIN)/ansible-lint --offline --strict playbooks roles
 
 unit: venv ## The tests that need neither root nor a lab (seconds)
 	$(BIN)/python -m pytest -m "not lab" tests/cli tests/roles tests/unit

@@ -14,7 +14,6 @@ import http.client
 import json
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -93,7 +92,6 @@ class Lab:
 
     def __init__(self, name: str, hosts: int) -> None:
         self.name, self.hosts = name, hosts
-        self.state = tempfile.mkdtemp(prefix="bench-gateway-")
 
     def ops(self, *words: str) -> str:
         command = [sys.executable, "-m", "sglang_ops", *words]

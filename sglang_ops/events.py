@@ -19,7 +19,7 @@ from sglang_ops.errors import ExitCode, LockedError, OpsError, UsageError
 Event = Mapping[str, Any]
 
 # These run on the controller; every other action is one module execution on the host.
-CONTROLLER_ACTIONS = frozenset(
+CONTROLLER_ACTIONS = frozenset({"sglang_together"}) | frozenset(
     f"ansible.builtin.{name}"
     for name in (
         "add_host",
@@ -197,7 +197,7 @@ class RunState:
         action = str(data.get("resolved_action") or data.get("task_action") or "").rpartition(".")[2]
         if action == "sglang_service":
             return self.service_step
-        if action == "group_by":
+        if action in ("group_by", "sglang_together"):  # work of the controller, within another step
             return ""
         if action.startswith("sglang_"):
             return action.removeprefix("sglang_")

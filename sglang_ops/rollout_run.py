@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sglang_ops import rollout
+from sglang_ops import identity, rollout
 from sglang_ops.errors import PreflightError
 from sglang_ops.planning import HostFacts, Settings, Wanted
 from sglang_ops.planning.facts import Service
@@ -48,7 +45,7 @@ class RunRollout:
         return cls(
             settings=settings,
             identity=rollout.identity(str(given["run"])),
-            who=who(),
+            who=identity.who(),
             started=int(given.get("started") or time.time()),
             digests=given.get("digests") or {},
             resume=bool(given.get("resume")),
@@ -59,9 +56,13 @@ class RunRollout:
         return self if self.digests else replace(self, digests=rollout.digests_of(names, hostvars))
 
     @property
-    def timeouts(self) -> dict[str, int]:
-        """Those of the role's variables that the roll-out sets; the unit keeps its own drain_timeout."""
-        named = {"soak": self.settings.soak, "start_timeout": self.settings.start_timeout}
+    def timeouts(self) -> dict[str, int | str]:
+        """What shapes a plan beside the role's variables; the unit keeps its own drain_timeout."""
+        named = {
+            "soak": self.settings.soak,
+            "start_timeout": self.settings.start_timeout,
+            "surge": None if self.settings.surge == "auto" else self.settings.surge,
+        }
         return {name: value for name, value in named.items() if value is not None}
 
     def check_size(self, hosts: int) -> None:
@@ -99,7 +100,6 @@ class RunRollout:
         common = {"id": self.identity, "who": self.who, "started": self.started}
         return {
             **self.settings.model_dump(include={"canary", "batch", "max_failures", "order", "auto_rollback"}),
-            "unit": max((item.deployment.nodes for item in wanted), default=1),
             "gate": self.settings.gate.model_dump() if self.settings.gate else {},
             "drain_timeout": drain,
             # By then a host has been changed, or has failed and gone back.
@@ -124,11 +124,6 @@ class RunRollout:
 
 def ref_of(wanted: Sequence[Wanted], name: str) -> str:
     return next(item.image.ref for item in wanted if item.name == name)
-
-
-def who() -> str:
-    """Who changes hosts, and from where, for whoever looks later."""
-    return f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{socket.gethostname()}"
 
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:

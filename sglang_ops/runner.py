@@ -17,22 +17,21 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import stat
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sglang_ops import content, packed, processes
+from sglang_ops import private as private_directories
 from sglang_ops.errors import OpsError
 
 Event = dict[str, Any]
@@ -84,7 +83,7 @@ def run(
     interrupt = _Interrupt()
     failure: list[Exception] = []
 
-    with _private_dir() as private, interrupt:
+    with private_directories.directory() as private, interrupt:
 
         def handle(event: Event) -> bool:
             if event.get("event") == "playbook_on_start":
@@ -160,15 +159,6 @@ def _forget_secrets(private: Path) -> None:
     """Ansible has read them when it starts to play; a kill -9 of ours must not leave them behind."""
     for path in private.glob("secret-*"):
         path.unlink()
-
-
-@contextmanager
-def _private_dir() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="sglang-ops-"))  # 0700
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _forget_environment(status: dict[str, Any], runner_config: Any) -> None:

@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import secrets
-import shlex
 import time
 
 from ansible.module_utils import sglang_host_state as store
@@ -60,12 +59,7 @@ def gate_of(name):
 
 def client_key(gate):
     """The key that clients send, "" where the gateway asks for none."""
-    path = os.path.join(store.release_directory(gate["name"], gate["release"]), "secrets.env")
-    for line in (store.read_text(path) or "").splitlines():
-        words = shlex.split(line)
-        if len(words) == 2 and words[1].startswith(API_KEY + "="):
-            return words[1].partition("=")[2]
-    return ""
+    return store.secret(gate["name"], gate["release"], API_KEY)
 
 
 class GatewayGone(GatewayError):

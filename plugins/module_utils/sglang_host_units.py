@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ansible.module_utils import sglang_host_drain as drain
+from ansible.module_utils import sglang_host_group as group
 from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
@@ -83,6 +84,8 @@ class Host:
     def start(self, name, gate=None):
         """Start a service; what hangs before the server itself is started has no longer than `gate` gives that."""
         unit = name + ".service"
+        if not self.check:
+            group.disarm(name)
         self.systemctl("reset-failed", unit)
         self.systemctl("enable", "--quiet", unit)
         self.systemctl("start", unit, timeout=(gate or {}).get("start_timeout") or systemd.TIMEOUT_SECONDS)

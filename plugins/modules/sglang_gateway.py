@@ -18,11 +18,12 @@ options:
     required: true
   state:
     description:
+      - V(gone) is V(left) for good.
       - V(joined) and V(left) leave alone what an operator has drained; V(undrained) is V(joined) for that, too.
       - V(reconciled) registers each of O(workers) that answers and that no operator has drained, and takes out
         all others.
     type: str
-    choices: [joined, left, drained, undrained, reconciled]
+    choices: [joined, left, drained, undrained, reconciled, gone]
     default: joined
   workers:
     description: URLs of the servers.
@@ -66,6 +67,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_gateway import GatewayError, GatewayGone
 
 HEALTH_TIMEOUT = 25  # SGLang's /health is silent for up to 20 s under load
+LEAVING = {"left": "out", "drained": "drained", "gone": None}  # by state, what is remembered of a server
 SETTLING_SECONDS = 5  # a removal is carried out in the background, within a moment
 
 
@@ -77,9 +79,9 @@ def decide(state, workers, listed, members):
     if state in ("joined", "undrained"):
         return {"add": [url for url in workers if url not in listed], "remove": [],
                 "remember": dict.fromkeys(workers, "in")}
-    if state in ("left", "drained"):
+    if state in LEAVING:
         return {"add": [], "remove": [url for url in workers if url in listed],
-                "remember": dict.fromkeys(workers, "drained" if state == "drained" else "out")}
+                "remember": dict.fromkeys(workers, LEAVING[state])}
     wanted = [url for url in workers if members.get(url) != "drained"]
     gone = sorted((set(listed) | set(members)) - set(workers))
     stray = sorted(url for url in listed if url in workers and url not in wanted)
@@ -159,7 +161,7 @@ def main():
         argument_spec={
             "service": {"type": "str", "required": True},
             "state": {"type": "str", "default": "joined",
-                      "choices": ["joined", "left", "drained", "undrained", "reconciled"]},
+                      "choices": ["joined", "left", "drained", "undrained", "reconciled", "gone"]},
             "workers": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 60},
             "rejoin": {"type": "int", "default": 0},
@@ -171,7 +173,7 @@ def main():
     gate, members = gateways.gate_of(name), gateways.members(name)
     if state in ("joined", "left"):
         urls = [url for url in urls if members.get(url) != "drained"]
-    leaving = state in ("left", "drained")
+    leaving = state in LEAVING
     if not gate and module.check_mode:
         module.exit_json(changed=not leaving, sglang_ops={"kind": "gateway", "service": name, "workers": []})
     if not gate and not leaving:
@@ -194,7 +196,7 @@ def main():
                 rejoin.disarm(gate, urls)
             listed = router.workers() if listed or not leaving else {}
         except GatewayError as error:
-            module.fail_json(msg=str(error), changed=True, **hint(state))
+            module.fail_json(msg=str(error), changed=True, **failed(state))
     report["workers"] = [{"url": url, "healthy": bool(worker.get("is_healthy"))}
                          for url, worker in sorted(listed.items())]
     module.exit_json(sglang_ops=dict(report, seconds=round(time.monotonic() - started, 2)), **result)
@@ -212,15 +214,14 @@ def known(module, router, state):
         gone = isinstance(error, GatewayGone)
         if not module.check_mode and not (gone and leaving):
             remedy = "Start it: sglang-ops restart" if gone else "See its log: sglang-ops logs"
-            module.fail_json(msg="%s. %s --service %s" % (error, remedy, name), **hint(state))
+            module.fail_json(msg="%s. %s --service %s" % (error, remedy, name), **failed(state))
     return {}
 
 
-def hint(state):
+def failed(state):
     """A server that serves behind no gateway needs hands, unless the way back joins it after all."""
-    if state != "joined":
-        return {}
-    return {"sglang_ops": {"kind": "gateway", "exit_hint": 4, "service": "", "workers": [], "warnings": []}}
+    report = {"kind": "gateway", "state": state, "failed": True, "service": "", "workers": [], "warnings": []}
+    return {"sglang_ops": dict(report, exit_hint=4) if state == "joined" else report}
 
 
 def shown(members):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_ops import inventory_check, spec
-from sglang_ops.commands import _overrides
+from sglang_ops import inventory_check, private, spec
+from sglang_ops.action_inputs import BASE_VARIABLE
+from sglang_ops.commands import _common, _overrides
 from sglang_ops.errors import UsageError
+from sglang_ops.runs import RunFolder
 from sglang_ops.spec import model, yamlfile
 from sglang_ops.spec.secret_flags import without_secrets
 
@@ -22,11 +23,15 @@ HIDDEN = "(hidden)"
 
 @dataclass(frozen=True)
 class Source:
-    """Checked deployment files. `paths` are what Ansible reads, `origin` where the user wrote them."""
+    """Checked deployment files. `paths` are what Ansible reads, `origin` where the user wrote them.
+
+    `base` is where relative paths in them begin: beside the first file.
+    """
 
     paths: tuple[Path, ...]
     origin: str
     files: tuple[spec.DeploymentFile, ...]
+    base: Path
 
     @property
     def deployments(self) -> tuple[spec.Deployment, ...]:
@@ -34,8 +39,8 @@ class Source:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What tells Ansible's side which files to read."""
-        return {"sglang_ops_deployment_files": [str(path) for path in self.paths]}
+        """What tells Ansible's side which files to read, and where their relative paths begin."""
+        return {"sglang_ops_deployment_files": [str(path) for path in self.paths], BASE_VARIABLE: str(self.base)}
 
     def redacted(self) -> dict[str, Any]:
         """The deployments as they were resolved, for people: secrets as references, written-out ones hidden."""
@@ -71,10 +76,11 @@ def find(
     if not paths:
         found = spec.find_deployment_file(None, inventory_check.paths(inventory))
         paths = [found] if found else []
+    base = paths[0].absolute().parent if paths else Path.cwd()
     if paths and not changes:
         files = tuple(spec.load(path) for path in paths)
         spec.check_names([deployment for file in files for deployment in file.services])
-        yield Source(tuple(path.absolute() for path in paths), " and ".join(map(str, paths)), files)
+        yield Source(tuple(path.absolute() for path in paths), " and ".join(map(str, paths)), files, base)
         return
     if len(paths) > 1:
         names = " and ".join(map(str, paths))
@@ -88,13 +94,13 @@ def find(
         return
     document = spec.lay_over(document, changes)
     file = spec.check(document)
-    with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:  # 0700
-        copy = Path(private) / "deployment.yaml"
+    with private.directory() as folder:
+        copy = folder / "deployment.yaml"
         descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(yamlfile.dump(document.data))
         origin = f"{document.source} with what the command line changes" if changes else document.source
-        yield Source((copy,), origin, (file,))
+        yield Source((copy,), origin, (file,), base)
 
 
 def _from_inventory(inventory: Sequence[str], limit: str | None) -> yamlfile.Document:
@@ -113,6 +119,22 @@ def require(source: Source | None) -> Source:
             fix="Name one with --config.",
         )
     return source
+
+
+@contextmanager
+def opened(
+    verb: str, target: _common.Target, configs: Sequence[Path] | None, override: Sequence[str] | None
+) -> Iterator[tuple[Source, RunFolder]]:
+    """The deployments that `verb` works on, and its run folder, which keeps what they say and none of their secrets.
+
+    Raises SpecErrors, and UsageError where there is no deployment.
+    """
+    changes = overrides(target.extra, override)
+    with find(configs, target.inventory, target.limit, changes) as found, _common.run_folder(verb, target) as folder:
+        source = require(found)
+        folder.hide(source.secrets())
+        folder.write_yaml("config.yaml", source.redacted())
+        yield source, folder
 
 
 def _redacted(file: spec.DeploymentFile) -> dict[str, Any]:
@@ -138,9 +160,7 @@ def _secrets(deployment: spec.Deployment) -> set[str]:
         if model.is_secret(name, value):
             found.add(os.environ.get(value.value, "") if value.kind == "host" else value.value)
     shown = list(without_secrets(deployment.extra_args, lambda _: HIDDEN))
-    found |= {
-        was.partition("=")[2] or was for was, now in zip(deployment.extra_args, shown, strict=True) if was != now
-    }
+    found |= {was.partition("=")[2] or was for was, now in zip(deployment.extra_args, shown, strict=True) if was != now}
     return found
 
 

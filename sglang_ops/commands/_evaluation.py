@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import typer
 
-from sglang_ops import inventory_check, spec
+from sglang_ops import inventory_check, private, spec
 from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
 from sglang_ops.errors import ExitCode, UsageError
@@ -105,10 +104,24 @@ class Session:
             err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
         if played.interrupted:
             return self._left(made.run)
+        self._same_model(made, begun, check=check)
         if code is not ExitCode.DONE or check or detach:
             return self._end(played, begun, made.run, code)
         err.print(f"Run {made.run} has begun on {', '.join(begun)}. It goes on without this command.", soft_wrap=True)
         return self._bring("waited", made.run, each=bool(made.job["repeat_on_hosts"]))
+
+    def _same_model(self, made: Work, begun: Mapping[str, Any], *, check: bool) -> None:
+        """Hosts that share items have one model, or nothing is scored. Raises UsageError, with nothing left behind."""
+        models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
+        if made.job["repeat_on_hosts"] or len(set(models.values())) < 2:
+            return
+        if not check:
+            self._play(STATES["rm"], {"run": made.run})
+        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
+        raise UsageError(
+            f"The hosts do not serve one model: {told}.",
+            fix="Deploy one to all of them, or compare them with --each.",
+        )
 
     def act(self, verb: str, run: str, *, check: bool) -> int:
         """What a verb does to a run that is there."""
@@ -149,12 +162,14 @@ class Session:
         )
 
     def _missing(self, run: str) -> dict[str, list[list[int]]]:
-        """Shares of hosts that do not answer, given to those that do: {host: [[index, count], …]}."""
+        """Shares of hosts that do not answer, or that the run never reached, given to those that have it:
+        {host: [[index, count], …]}."""
         played = self._play("listed", {"run": run})
         alive = _runs(played)
         held = {tuple(share) for one in alive.values() for share in one["shards"]}
         counts = {count for _, count in held}
-        if len(counts) != 1 or not played.state.failures:
+        without = [host for host in played.state.hosts if host not in alive]
+        if len(counts) != 1 or not (played.state.failures or without):
             return {}
         (count,) = counts
         lost = [[index, count] for index in range(count) if (index, count) not in held]
@@ -162,18 +177,18 @@ class Session:
         return {host: lost[place :: len(hosts)] for place, host in enumerate(hosts) if lost[place :: len(hosts)]}
 
     def _bring(self, do: str, run: str, *, each: bool = False) -> int:
-        with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:
-            played = self._play(do, {"run": run}, fetch=private)
+        with private.directory() as folder:
+            played = self._play(do, {"run": run}, fetch=str(folder))
             found = _runs(played)
             if played.interrupted:
                 return self._left(run)
             parts = [
                 run_results.Part(
-                    host, run_results.unpack(Path(private) / f"{host}.tar.gz", Path(private) / host),
+                    host, run_results.unpack(folder / f"{host}.tar.gz", folder / host),
                     str(one["state"]), str(one.get("why") or ""),
                 )
                 for host, one in found.items()
-                if (Path(private) / f"{host}.tar.gz").exists()
+                if (folder / f"{host}.tar.gz").exists()
             ]  # fmt: skip
             lost = {failure.host: failure.cause for failure in played.state.failures}
             if parts:
@@ -206,7 +221,7 @@ class Session:
         tasks = [task.result for one in read for task in one.tasks]
         states = {str(one["state"]) for one in found.values()}
         incomplete = any(not one.info.complete for one in read) and not states & {"running", "starting", "checking"}
-        if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "refused"}):
+        if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "replaced", "refused"}):
             code = ExitCode.ERROR
         if code is ExitCode.UNREACHABLE and tasks and not incomplete:
             code = ExitCode.DONE  # others have asked what a lost host had not
@@ -231,7 +246,7 @@ class Session:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))
         for host, one in found.items():
-            if one["state"] in ("failed", "stalled"):
+            if one["state"] in ("failed", "stalled", "replaced"):
                 err.print(f"{host}: the run has {one['state']}: {one.get('why') or 'see its log'}", soft_wrap=True)
         if not self.json:
             self._advise(run, states, folders)

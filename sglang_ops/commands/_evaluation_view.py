@@ -9,7 +9,7 @@ from sglang_ops.commands import _common, _views
 from sglang_ops.evaluation import results
 from sglang_ops.evaluation.tasks import Task
 
-_OVER = ("done", "cancelled", "stalled", "failed", "refused", "removed")
+_OVER = ("done", "cancelled", "stalled", "replaced", "failed", "refused", "removed")
 
 
 def summary(task: results.TaskResult) -> dict[str, Any]:
@@ -26,6 +26,13 @@ def summary(task: results.TaskResult) -> dict[str, Any]:
         "complete": task.complete,
         "run": task.run,
     }
+
+
+def model(told: Mapping[str, Any]) -> str:
+    """A release record's model in a few characters."""
+    if not told.get("repo"):
+        return str(told.get("directory") or "a model without a name")
+    return f"{told['repo']}@{str(told.get('commit') or 'no revision')[:12]}"
 
 
 def show_runs(rows: Sequence[Mapping[str, Any]]) -> None:

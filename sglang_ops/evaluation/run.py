@@ -83,6 +83,7 @@ def work(
         where = f"evaluation.tasks.{place}"
         known, remark = tasks.find(task.name, own=bool(task.dataset_dir))
         said += [remark] if remark else []
+        said += _gated(file, task, known)
         given = parameters.read(section.nemo_evaluator_config, task.nemo_evaluator_config, where=where)
         if task.dataset_dir:
             carried, mount = _data(task, known.name, base)
@@ -114,6 +115,15 @@ def _wanted(written: Sequence[Task], only: Sequence[str]) -> list[Task]:
     return [by_name.get(name) or Task.model_validate({"name": name}) for name in dict.fromkeys(only)]
 
 
+def _gated(file: DeploymentFile, task: Task, known: tasks.Task) -> list[str]:
+    """What is said of a data set that the hub gives only to those whom it knows."""
+    layers = (file.env_vars, file.evaluation.env_vars, file.execution.env_vars.evaluation, task.env_vars)
+    if not known.gated or task.dataset_dir or any("HF_TOKEN" in layer for layer in layers):
+        return []
+    missing = "is gated, and there is no HF_TOKEN in evaluation.env_vars"
+    return [f"{known.name}: its data set {known.dataset} {missing}: it must be in the cache of the hosts."]
+
+
 def _item(
     known: tasks.Task,
     task: Task,
@@ -124,7 +134,10 @@ def _item(
 ) -> dict[str, Any]:
     endpoint = task.endpoint_type or known.endpoint
     if endpoint not in {"chat", "completions"}:
-        raise UsageError(f"{known.name}: endpoint_type '{endpoint}' is neither chat nor completions.")
+        raise UsageError(
+            f"{known.name}: endpoint_type '{endpoint}' is neither chat nor completions.",
+            fix="Write one of them: SGLang's API for language models has no other.",
+        )
     if not _SLUG.match(known.name):
         raise UsageError(f"A task cannot be called '{known.name}'.", fix="Use letters, digits, '_', '.' and '-'.")
     return {

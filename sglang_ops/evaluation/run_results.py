@@ -15,9 +15,9 @@ from typing import Any
 from sglang_ops.errors import OpsError
 from sglang_ops.evaluation import results, scoring
 from sglang_ops.evaluation.results import Dataset, Harness, ModelInfo, RunInfo, Sample, TaskResult, Timings
+from sglang_ops.spec.secret_flags import without_secrets
 
 _RAW = "harness"  # what the harness itself said, kept beside the results
-_SECRET_FLAGS = ("--api-key", "--admin-api-key")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def assemble(folder: Path, run: str, parts: Sequence[Part], lost: Mapping[str, s
         deployment=job["deployment"],
         model=ModelInfo(name=job["model"], repo=model.get("repo"), revision=model.get("commit")),
         image_digest=next(iter(digests)) if len(digests) == 1 else None,
-        server_arguments=_without_secrets(min(arguments)),
+        server_arguments=tuple(without_secrets(min(arguments), lambda _: "(hidden)")),
         hosts=tuple(part.host for part in parts),
         tasks=tuple(names),
         harness=_harness(parts),
@@ -156,14 +156,3 @@ def _parameters(task: Mapping[str, Any]) -> dict[str, Any]:
         "max_retries",
     )  # fmt: skip
     return {key: task[key] for key in keys if task.get(key) is not None}
-
-
-def _without_secrets(argv: Sequence[str]) -> tuple[str, ...]:
-    shown: list[str] = []
-    for word in argv:
-        flag, equals, _ = word.partition("=")
-        if shown and shown[-1] in _SECRET_FLAGS:
-            shown.append("(hidden)")
-        else:
-            shown.append(f"{flag}=(hidden)" if equals and flag in _SECRET_FLAGS else word)
-    return tuple(shown)

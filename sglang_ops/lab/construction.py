@@ -30,6 +30,9 @@ from sglang_ops.lab.settings import MARK, Folder, Plan, Shape, cache_root, state
 
 Log = Callable[[str], None]
 
+_MACHINE = Path("/run/sglang-ops-lab")
+_SETTINGS = "kernel-settings.json"
+
 
 def build(lab: Folder, shape: Shape, *, log: Log) -> None:
     """Make everything that a lab needs, and the lab; its empty directory is there and locked.
@@ -70,7 +73,7 @@ def _provide(lab: Folder, shape: Shape, *, log: Log) -> Plan:
         registry = images.ensure_registry(shape.server, cache, log, gateway=shape.gateway)
         models = model.ensure_model(cache)
 
-    with locked(state_root()):
+    with _machine() as machine:
         taken = network.machine_networks() + [network.as_network(plan) for plan in _plans()]
         plan = Plan(
             shape=shape,
@@ -81,7 +84,9 @@ def _provide(lab: Folder, shape: Shape, *, log: Log) -> Plan:
             models=str(models),
         )
         write(lab.plan, plan.to_json())
-        network.raise_settings(sum(plan.shape.machines for plan in _plans()), _settings_record())
+        (machine / plan.uplink).unlink(missing_ok=True)
+        (machine / plan.uplink).symlink_to(lab.root)
+        network.raise_settings(sum(plan.shape.machines for plan in _plans()), machine / _SETTINGS)
     return plan
 
 
@@ -128,13 +133,19 @@ def clear(lab: Folder) -> None:
 
 
 def remove(lab: Folder) -> None:
-    """Undo everything of a lab and forget it; the last one also puts back the machine's settings."""
+    """Undo everything of a lab and forget it; the last one of the machine also puts back its settings."""
     clear(lab)
+    with _machine() as machine:
+        for link in machine.glob("sglab-*"):
+            if Folder(link.readlink()).load_plan() is None:
+                link.unlink()
+        if not _plans():
+            network.restore_settings(machine / _SETTINGS)
     with locked(state_root()):
         lab.root.rmdir()
         if not labs():
-            network.restore_settings(_settings_record())
-            state_root().rmdir()
+            with contextlib.suppress(OSError):  # not empty: another version kept the machine's settings here
+                state_root().rmdir()
             remove_own_parent(state_root())
 
 
@@ -150,9 +161,23 @@ def labs() -> list[Folder]:
     return [Folder(path) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
 
 
+@contextlib.contextmanager
+def _machine() -> Iterator[Path]:
+    """The lock of all labs of this machine, in whatever state directory they are, and the directory of what they agree
+    on: a link to each, and the settings that the first one found. It goes with a reboot, as they do.
+    """
+    with contextlib.ExitStack() as held:
+        while True:
+            _MACHINE.mkdir(mode=0o755, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # whoever held it before has removed it
+                held.enter_context(locked(_MACHINE))
+                break
+        yield _MACHINE
+        if not any(_MACHINE.iterdir()):
+            _MACHINE.rmdir()
+
+
 def _plans() -> list[Plan]:
-    return [plan for plan in (lab.load_plan() for lab in labs()) if plan]
-
-
-def _settings_record() -> Path:
-    return state_root() / "kernel-settings.json"
+    """Of all labs of this machine that have one."""
+    folders = {lab.root for lab in labs()} | {link.readlink() for link in _MACHINE.glob("sglab-*")}
+    return [plan for plan in (Folder(root).load_plan() for root in folders) if plan]

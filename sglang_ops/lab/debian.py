@@ -45,8 +45,11 @@ def bootstrap(suite: str, packages: Sequence[str], target_dir: Path, *, log: Log
     log(f"Debian {suite}: installing {len(packages)} packages and what they need")
     mirror = os.environ.get(MIRROR_VARIABLE)
     command = bootstrap_command(suite, packages, target_dir, mirror=mirror, apt=apt_settings(), keep_lists=keep_lists)
+    scratch = target_dir.with_name(f".partial-{target_dir.name}.tmp")  # killed, mmdebstrap leaves its keys there
+    scratch.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         command,
+        env={**os.environ, "TMPDIR": str(scratch)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,6 +57,7 @@ def bootstrap(suite: str, packages: Sequence[str], target_dir: Path, *, log: Log
         errors="replace",
         check=False,
     )
+    shutil.rmtree(scratch, ignore_errors=True)
     if done.returncode != 0:
         shutil.rmtree(target_dir, ignore_errors=True)
         raise OpsError(

@@ -156,6 +156,7 @@ class Server:
         if call.script and (refused := call.script.refusal()):
             return json_response(_error(refused, "ScriptedError", "This refusal is scripted."), refused)
         if call.script:
+            log.info("Scripted answer to %r", call.script.contains)
             await asyncio.sleep(call.script.seconds)
         log.info(
             "Prefill batch, #new-seq: 1, #new-token: %d, #cached-token: 0, #running-req: %d, #queue-req: %d",

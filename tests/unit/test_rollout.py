@@ -77,14 +77,29 @@ def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
     assert rollout.turns_before(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2"))) == 1
 
 
+def in_pairs(names: list[str], variables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The hosts, two and two of which serve a model together."""
+    made = {}
+    for position, name in enumerate(names):
+        plan = variables[name][rollout.RESULT]["sglang_ops"]["plan"]
+        pair = names[position // 2 * 2 :][:2]
+        services = [{**plan["services"][0], "name": "sglang-big", "group": pair}]
+        result = {"sglang_ops": {"kind": "plan", "plan": {**plan, "services": services}}}
+        made[name] = {**variables[name], rollout.RESULT: result}
+    return made
+
+
 def test_hosts_that_serve_a_model_together_change_together() -> None:
     names = [f"h{number}" for number in range(8)]
-    pairs = hostvars("restart", names, unit=2, order="shuffle")
+    pairs = in_pairs(names, hostvars("restart", names, order="shuffle"))
     assert rollout.sizes_for(names, pairs) == [2, 2, 2, 2]
-    assert rollout.sizes_for(names[:3], pairs) == [3]
+    assert rollout.sizes_for(names[:3], pairs) == [2, 1]
+    assert rollout.sizes_back(names, "50%", pairs) == [4, 4]
     assert rollout.order_for(names, pairs) == "inventory"
-    two = hostvars("restart", names, ("h0", "h1"), unit=2, max_failures=3)
-    assert rollout.stops_for(names, names[1:], two)
+    two = in_pairs(names, hostvars("restart", names, ("h0", "h1"), max_failures=3))
+    assert rollout.stops_for(names, names[1:], two), "the canary is a pair"
+    four = in_pairs(names, hostvars("restart", names, ("h0", "h1", "h2", "h3"), max_failures=1))
+    assert not rollout.stops_for(names, names[2:], four), "two hosts that failed together count as one"
 
 
 def test_what_goes_back_on_a_host_that_failed() -> None:
@@ -133,7 +148,11 @@ def test_shares_and_numbers_of_hosts(value: object) -> None:
         ({"max_failures": "some"}, "rollout.max_failures"),
         ({"order": "random"}, "rollout.order"),
         ({"gate": {"prompt": "2+2?", "expect": "("}}, "rollout.gate.expect: '(' is no regular expression"),
-        ({"gate": {"policy": "p.yaml"}}, "rollout.gate.policy"),
+        ({"gate": {"policies": "p.yaml"}}, "rollout.gate.policies"),
+        ({"gate": {"prompt": "2+2?"}}, "rollout.gate: has no expect"),
+        ({"gate": {"limit_samples": 4}}, "rollout.gate: has no prompt"),
+        ({"gate": {"policy": "p", "prompt": "2+2?", "expect": "4"}}, "rollout.gate: has policy and prompt"),
+        ({"gate": {"tasks": ["a"], "prompt": "2+2?", "expect": "4"}}, "rollout.gate: has tasks without policy"),
         ({"cannary": 1}, "rollout.cannary"),
     ],
 )
@@ -274,15 +293,15 @@ def test_a_roll_out_that_has_not_finished_goes_on_with_the_digest_that_it_began_
     record = {"id": "r1", "ref": "i:latest", "image": "i@sha256:old", "started": 1}
     done, open_one = told_of("i@sha256:new"), told_of("i@sha256:new", unfinished=[record])
     fleet = {"a": done, "b": open_one, "c": {}}
-    assert rollout.moved_for(["a", "c"], fleet) == {}
-    assert rollout.moved_for(["a", "b", "c"], fleet) == {"i:latest": "i@sha256:old"}
+    assert not rollout.moved_for(["a", "c"], fleet)
+    assert rollout.moved_for(["a", "b", "c"], fleet)
     again = {name: told_of("i@sha256:old", digests={"i:latest": "i@sha256:old"}) for name in "ab"}
-    assert rollout.moved_for(["a", "b"], again) == {}
+    assert not rollout.moved_for(["a", "b"], again)
     assert rollout.digests_of(["a", "b"], again) == {"i:latest": "i@sha256:old"}  # also when planned once more
     said = rollout.moved(open_one[rollout.RESULT]["sglang_ops"]["plan"], {"i:latest": "i@sha256:old"})
     assert "goes on with the image that it began with (sha256:old). i:latest is sha256:new by now" in said[0]
     failed = fleet | {"c": told_of("i@sha256:new", failed=["r1"])}
-    assert rollout.moved_for(["a", "b", "c"], failed) == {}  # it is over: what is fixed since shall be taken
+    assert not rollout.moved_for(["a", "b", "c"], failed)  # it is over: what is fixed since shall be taken
 
 
 def test_the_record_of_another_file_says_nothing_about_the_digest() -> None:

@@ -1,11 +1,12 @@
 """One life of a run: proxy here, harness in a process of its own, and a file that says how far it is.
 
-Exit codes: 0 done, 7 refused (checked.json says why), 3 the server is gone for longer than the run is patient,
-143 stopped; anything else is tried again by systemd. A life that follows goes on where this one ends.
+Exit codes: 0 done, 7 refused (checked.json says why), 3 the server is gone for longer than the run is patient, or is
+another one, 143 stopped; anything else is tried again by systemd. A life that follows goes on where this one ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from .identity import Identity, Replaced
 from .lmeval import _write as write
 from .proxy import Proxy, Route
 from .store import Store
@@ -43,12 +45,14 @@ class Life:
         self.over = threading.Event()
         self.ended_because = ""
         self.store = Store(directory / "answers.sqlite")
+        self.identity = Identity(directory)
         self.upstream = Upstream(
             [Server(one["address"], one["port"]) for one in self.job["upstreams"]],
             capacity=self.job["concurrency"],
             patience=self.job["patience"],
             api_key=secrets.get("api_key"),
             ended=self.over.wait,
+            check=self.identity.check,
         )
         endpoints = self.job["endpoints"]
         routes = {
@@ -62,6 +66,7 @@ class Life:
         signal.signal(signal.SIGTERM, lambda *_: self._end("stopped"))
         self._tell("checking")
         try:
+            self._look()
             kind = self.job["tasks"][0]["endpoint_type"]
             measure(self.upstream, self.job["endpoints"][kind], self.job["model"], PROMPTS[kind])
         except Stalled as error:
@@ -79,7 +84,7 @@ class Life:
         if self.ended_because == "stopped":
             self._tell("stopped")
             return 143
-        self._tell("stalled" if self.ended_because else "failed")
+        self._tell("replaced" if self.identity.changed else "stalled" if self.ended_because else "failed")
         return 3 if self.ended_because else 1
 
     def _harness(self) -> int:
@@ -100,10 +105,18 @@ class Life:
                 try:
                     return child.wait(_EVERY_SECONDS)
                 except subprocess.TimeoutExpired:
+                    with contextlib.suppress(Replaced):
+                        self._look()
                     checked = _read(self.directory / "checked.json")
                     self._tell("running" if checked and not checked["problems"] else "checking")
             os.killpg(child.pid, signal.SIGKILL)
             return child.wait()
+
+    def _look(self) -> None:
+        """End where something else has been deployed. Raises Replaced."""
+        if self.identity.marked():
+            self._end(self.identity.changed)
+            raise Replaced(self.identity.changed)
 
     def _stall(self, why: str) -> None:
         self._end(why)

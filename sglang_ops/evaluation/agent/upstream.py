@@ -57,7 +57,8 @@ class Speed:
 class Upstream:
     """Asks the servers. `capacity` requests are under way at most; `patience` in seconds is for servers that are gone.
 
-    `ended` is looked at while waiting: a run that is stopped does not wait for its server.
+    `ended` is looked at while waiting: a run that is stopped does not wait for its server. `check` gets the server,
+    a way to GET of it and whether it was away, before an answer counts; it raises Stalled where none may.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Upstream:
         patience: float,
         api_key: str | None = None,
         ended: Callable[[float], bool] | None = None,
+        check: Callable[[str, Callable[[str], tuple[int, str]], bool], None] | None = None,
     ) -> None:
         self.servers = list(servers)
         self.speed = Speed()
@@ -76,6 +78,7 @@ class Upstream:
         self._patience = patience
         self._api_key = api_key
         self._ended = ended or threading.Event().wait
+        self._check = check
         self._lock = threading.Lock()
 
     def ask(self, path: str, body: Mapping[str, Any], *, timeout: float, max_retries: int) -> Answer:
@@ -92,6 +95,8 @@ class Upstream:
             if answer is not None:
                 return Answer(response=answer[0], latency=round(answer[1], 4), attempts=attempts)
             if why.startswith("!") or attempts > max_retries:
+                for server in self.servers:
+                    self._checked(server, was_away=False)
                 return Answer(failed=why.lstrip("!"), attempts=attempts)
             pause = min(_LONGEST, _SHORTEST * 2 ** min(attempts, 10)) if reached else 1.0
             if self._ended(pause * random.uniform(0.75, 1.25)):  # noqa: S311 - only spreads the attempts
@@ -115,7 +120,8 @@ class Upstream:
             finally:
                 with self._lock:
                     server.busy -= 1
-        server.down_since = None
+        was_away, server.down_since = server.down_since is not None, None
+        self._checked(server, was_away=was_away)
         return self._judged(status, text, time.monotonic() - started)
 
     def _judged(self, status: int, text: str, seconds: float) -> tuple[bool, tuple[dict[str, Any], float] | None, str]:
@@ -135,9 +141,7 @@ class Upstream:
 
     def _post(self, server: Server, path: str, data: bytes, timeout: float) -> tuple[int, str]:
         connection = http.client.HTTPConnection(server.address, server.port, timeout=timeout)
-        headers = {"Content-Type": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
+        headers = self._authorized({"Content-Type": "application/json"})
         with contextlib.closing(connection):
             connection.connect()
             with self._lock:
@@ -145,6 +149,20 @@ class Upstream:
             connection.request("POST", path, body=data, headers=headers)
             response = connection.getresponse()
             return response.status, response.read().decode("utf-8", "replace")
+
+    def _checked(self, server: Server, *, was_away: bool) -> None:
+        if self._check:
+            self._check(f"{server.address}:{server.port}", lambda path: self._get(server, path), was_away)
+
+    def _get(self, server: Server, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(server.address, server.port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=self._authorized({}))
+            response = connection.getresponse()
+            return response.status, response.read().decode("utf-8", "replace")
+
+    def _authorized(self, headers: dict[str, str]) -> dict[str, str]:
+        return headers | ({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {})
 
     def _choose(self) -> Server:
         """The replica with the fewest of our requests; one that is gone only where all are."""

@@ -173,6 +173,15 @@ def test_the_image_is_the_files_and_tasks_can_be_chosen(tmp_path: Path) -> None:
     assert work(tmp_path, own).image == "r.example/own:1"
 
 
+def test_a_gated_data_set_without_a_token_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "t")
+    gated = {"tasks": [{"name": "gpqa_diamond"}]}
+    told = "is gated, and there is no HF_TOKEN in evaluation.env_vars"
+    assert any(told in line for line in work(tmp_path, gated).said)
+    assert not any(told in line for line in work(tmp_path, gated | {"env_vars": {"HF_TOKEN": "host:HF_TOKEN"}}).said)
+    assert not any(told in line for line in work(tmp_path, {"tasks": [{"name": "ifeval"}]}).said)
+
+
 def test_secrets_are_read_where_the_operator_is_and_stand_in_no_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
