@@ -10,13 +10,14 @@ description:
   - An evaluation outlives the controller and reboots; what was answered is never asked again.
   - V(started) asks the gate's questions first and waits until data and scorers were checked; where one fails, nothing
     was asked of the model and nothing stays on the host.
+  - V(described) asks the gate's questions and tells what the servers allow, for a run that is elsewhere.
   - V(waited) watches until the run has ended, V(collected) does not wait; both pack the results for the controller.
   - Supports check mode and returns the unit's diff.
 options:
   state:
     description: What to do.
     type: str
-    choices: [started, waited, collected, listed, cancelled, resumed, absent]
+    choices: [described, started, waited, collected, listed, cancelled, resumed, absent]
     required: true
   run:
     description: Name of the run; V(listed) takes all of the host without one.
@@ -233,6 +234,11 @@ def act(host, state, progress):
     if state == "listed":
         names = [name for name in evaluation.runs() if not host.run or name == host.run]
         return [evaluation.status(name) for name in names]
+    if state == "described":
+        key = host.params["secrets"].get("api_key") or evaluation.key_of(host.params["job"])
+        job, host.warnings = evaluation.prepared(host.params["job"], key)
+        told = {"run": host.run, "state": "described", "service": job["service"], "model": job["server"]["model"]}
+        return [dict(told, job=job)]
     if state == "started":
         return [host.started(progress)]
     if host.run not in evaluation.runs():
@@ -253,7 +259,7 @@ def main():
             "state": {
                 "type": "str",
                 "required": True,
-                "choices": ["started", "waited", "collected", "listed", "cancelled", "resumed", "absent"],
+                "choices": ["described", "started", "waited", "collected", "listed", "cancelled", "resumed", "absent"],
             },
             "run": {"type": "str", "default": ""},
             "job": {"type": "dict", "default": {}},

@@ -96,11 +96,11 @@ class Session:
             err.print(line, soft_wrap=True, markup=False)
         variables = {**source.variables, "sglang_ops_evaluation": {"do": "started", "work": made.variables()}}
         played = _common.play("evaluate", self.target, self.folder, variables, quiet=self.json, check=check, diff=diff)
-        begun = _runs(played)
+        begun = runs_of(played)
         code = played.exit_code
         if code is ExitCode.DONE and not begun:
             raise UsageError(f"No host of the inventory has {made.job['deployment']}.", fix="Correct `hosts`, or -i.")
-        for warning in _warnings(played):
+        for warning in warnings_of(played):
             err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
         if played.interrupted:
             return self._left(made.run)
@@ -131,7 +131,7 @@ class Session:
             return self._bring(STATES[verb], run)
         shards = self._missing(run) if verb == "resume" else {}
         played = self._play(STATES[verb], {"run": run, "shards": shards}, check=check)
-        found = _runs(played)
+        found = runs_of(played)
         if verb == "resume" and found and not check and not played.interrupted:
             return self._bring("waited", run)
         return self._end(played, found, run, played.exit_code)
@@ -165,7 +165,7 @@ class Session:
         """Shares of hosts that do not answer, or that the run never reached, given to those that have it:
         {host: [[index, count], …]}."""
         played = self._play("listed", {"run": run})
-        alive = _runs(played)
+        alive = runs_of(played)
         held = {tuple(share) for one in alive.values() for share in one["shards"]}
         counts = {count for _, count in held}
         without = [host for host in played.state.hosts if host not in alive]
@@ -179,7 +179,7 @@ class Session:
     def _bring(self, do: str, run: str, *, each: bool = False) -> int:
         with private.directory() as folder:
             played = self._play(do, {"run": run}, fetch=str(folder))
-            found = _runs(played)
+            found = runs_of(played)
             if played.interrupted:
                 return self._left(run)
             parts = [
@@ -219,6 +219,7 @@ class Session:
         ]  # fmt: skip
         read = [results.read(folder) for folder in folders]
         tasks = [task.result for one in read for task in one.tasks]
+        groups = [group for one in read for group in one.info.groups]
         states = {str(one["state"]) for one in found.values()}
         incomplete = any(not one.info.complete for one in read) and not states & {"running", "starting", "checking"}
         if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "replaced", "refused"}):
@@ -232,6 +233,7 @@ class Session:
             "output_dir": str(self.place.folder if len(folders) < 2 else self.place.directory),
             "states": {host: one["state"] for host, one in found.items()},
             "tasks": [view.summary(task) for task in tasks],
+            **({"groups": [view.group(one) for one in groups]} if groups else {}),
         }
         _common.keep(self.folder, data, hosts=len(played.state.hosts), seconds=played.seconds)
         err = _common.stderr()
@@ -242,6 +244,7 @@ class Session:
                 _common.stdout().print(f"--- {host}\n{text}", markup=False, soft_wrap=True)
             if tasks:
                 _common.stdout().print(_evaluate_runs.scores(tasks))
+                view.show_groups(groups)
             else:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))
@@ -266,7 +269,7 @@ class Session:
         return f"{words[0]} {words[1]} {verb} {words[2]} {run}"
 
 
-def _runs(played: _common.Played) -> dict[str, Any]:
+def runs_of(played: _common.Played) -> dict[str, Any]:
     """The run on each host that has it, as the last answer told."""
     return {
         host.name: one
@@ -275,6 +278,6 @@ def _runs(played: _common.Played) -> dict[str, Any]:
     }
 
 
-def _warnings(played: _common.Played) -> list[str]:
+def warnings_of(played: _common.Played) -> list[str]:
     told = [text for host in played.state.hosts.values() for text in host.result("evaluation").get("warnings") or []]
     return list(dict.fromkeys(told))

@@ -21,6 +21,7 @@ from sglang_ops.errors import UsageError
 from sglang_ops.evaluation.results_schema import (
     SCHEMA,
     Dataset,
+    Group,
     Harness,
     Metric,
     ModelInfo,
@@ -38,6 +39,7 @@ __all__ = [
     "SAMPLES_FILE",
     "SCHEMA",
     "Dataset",
+    "Group",
     "Harness",
     "Metric",
     "ModelInfo",

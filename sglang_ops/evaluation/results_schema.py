@@ -147,6 +147,15 @@ class TaskResult(_Part):
         return self.answered + self.failed
 
 
+class Group(_Part):
+    """Tasks that were named together, with the means that the group asks for."""
+
+    name: str
+    tasks: tuple[str, ...] = Field(description="Its tasks; each has results of its own.")
+    metrics: tuple[Metric, ...] = Field(default=(), description="Its means; none for a tag.")
+    complete: bool = Field(description="Whether all of its tasks are.")
+
+
 class RunInfo(_Part):
     """``run.json``: what was evaluated, by whom, on which hosts. Times are ISO 8601 with offset."""
 
@@ -166,6 +175,7 @@ class RunInfo(_Part):
     tasks: tuple[Name, ...]
     harness: Harness
     parameters: dict[str, Any] = Field(default_factory=dict, description="Settings of the run, without secrets.")
+    groups: tuple[Group, ...] = Field(default=(), description="Groups of tasks that the deployment file names.")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

@@ -140,6 +140,7 @@ class Server:
     async def _generate(self, request: Request) -> Response:
         if self._settings.faults.garbage:
             return Response(body=b"<html><body>It works!</body></html>", content_type="text/html")
+        log.debug("Asked %s: %s", request.path, request.body.decode("utf-8", "replace"))
         try:
             call = CALLS[request.path](
                 request.body,

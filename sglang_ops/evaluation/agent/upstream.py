@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .store import Answer
@@ -28,10 +28,11 @@ class Stalled(Exception):
 
 @dataclass
 class Server:
-    """One replica, and how many requests it has of ours."""
+    """One replica, the host it is on where that is not this one, and how many requests it has of ours."""
 
     address: str
     port: int
+    host: str = ""
     busy: int = 0
     down_since: float | None = None
 
@@ -93,7 +94,7 @@ class Upstream:
             reached, answer, why = self._attempt(path, data, max(timeout, self.speed.seconds(wanted) or 0.0))
             attempts += reached
             if answer is not None:
-                return Answer(response=answer[0], latency=round(answer[1], 4), attempts=attempts)
+                return replace(answer, attempts=attempts)
             if why.startswith("!") or attempts > max_retries:
                 for server in self.servers:
                     self._checked(server, was_away=False)
@@ -102,8 +103,8 @@ class Upstream:
             if self._ended(pause * random.uniform(0.75, 1.25)):  # noqa: S311 - only spreads the attempts
                 raise Stalled("the run was stopped")
 
-    def _attempt(self, path: str, data: bytes, timeout: float) -> tuple[bool, tuple[dict[str, Any], float] | None, str]:
-        """(whether a server took the request, (answer, seconds) or None, why not; "!" where trying again is no use)."""
+    def _attempt(self, path: str, data: bytes, timeout: float) -> tuple[bool, Answer | None, str]:
+        """(whether a server took the request, the answer or None, why not; "!" where trying again is no use)."""
         with self._slots:
             server = self._choose()
             started = time.monotonic()
@@ -122,22 +123,23 @@ class Upstream:
                     server.busy -= 1
         was_away, server.down_since = server.down_since is not None, None
         self._checked(server, was_away=was_away)
-        return self._judged(status, text, time.monotonic() - started)
+        answer, why = self._judged(status, text, time.monotonic() - started)
+        return True, replace(answer, host=server.host) if answer else None, why
 
-    def _judged(self, status: int, text: str, seconds: float) -> tuple[bool, tuple[dict[str, Any], float] | None, str]:
+    def _judged(self, status: int, text: str, seconds: float) -> tuple[Answer | None, str]:
         if status != 200:
             final = "" if status in RETRIED else "!"
-            return True, None, f"{final}status {status}: {' '.join(text.split())[:300]}"
+            return None, f"{final}status {status}: {' '.join(text.split())[:300]}"
         try:
             answer = json.loads(text)
             choices = answer["choices"][0]
         except (ValueError, KeyError, IndexError, TypeError):
             choices = None
         if not isinstance(choices, dict):
-            return True, None, f"status 200 with something that is no completion: {text[:120]!r}"
+            return None, f"status 200 with something that is no completion: {text[:120]!r}"
         tokens = (answer.get("usage") or {}).get("completion_tokens")
         self.speed.note(tokens if isinstance(tokens, int) else 0, seconds)
-        return True, (answer, seconds), ""
+        return Answer(response=answer, latency=round(seconds, 4)), ""
 
     def _post(self, server: Server, path: str, data: bytes, timeout: float) -> tuple[int, str]:
         connection = http.client.HTTPConnection(server.address, server.port, timeout=timeout)

@@ -142,7 +142,7 @@ def test_wrong_model_ends_the_wait_at_once_and_503_does_not(gate: dict[str, Any]
     Server.answers["/v1/models"] = (200, {"data": [{"id": "other"}]})
     assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is True
     Server.answers["/ready"] = (503, {})
-    assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is False
+    assert wait_module.Wait(gate | {"start_timeout": 60}, ACTIVE, 0).step(ACTIVE) is False
 
 
 def test_without_rollback_a_failed_host_stays_as_it_is() -> None:
