@@ -35,6 +35,8 @@ def drift(
 
 
 def _of_itself(row: Mapping[str, Any]) -> Iterator[str]:
+    if row.get("kind") == "surge":
+        yield "stands beside another server while that changes; if nobody is at work, the next deploy takes it away"
     if row.get("changed_by_hand"):
         yield str(row["changed_by_hand"])
     record = row.get("rollout")

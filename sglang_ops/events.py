@@ -266,6 +266,8 @@ def _failure(
     if code is ExitCode.REFUSED and touched:
         code = ExitCode.ERROR  # an earlier step has changed the host, and "refused" promises that nothing has
     cause = "\n".join(refusals) or locked_out or causes.failure(result)
+    if host.failure and own and own[0]["kind"] == "gateway" and code is ExitCode.NEEDS_HANDS:
+        cause = f"{host.failure.cause} It is behind no gateway: {cause}"  # what failed first is the reason
     where = step or host.step or str(data.get("task", ""))
     return Failure(host.name, where, cause, code, tuple(str(line) for line in broken.get("log") or ()))
 

@@ -30,9 +30,7 @@ def fleet(
 def offers(hostvars: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> dict[tuple[str, str], dict[str, Any]]:
     """What the hosts `names` hold, by repository and revision, as the module `sglang_facts` takes it."""
     held = [item for name in names for item in _plan(hostvars[name]).get("holds", ())]
-    return {
-        (item["repo"], item["revision"]): {key: item[key] for key in ("commit", "bytes", "files")} for item in held
-    }
+    return {(item["repo"], item["revision"]): {key: item[key] for key in ("commit", "bytes", "files")} for item in held}
 
 
 def _host(name: str, variables: Mapping[str, Any], port: int, *, done: bool) -> Host:

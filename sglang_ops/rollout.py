@@ -151,6 +151,53 @@ def _goes_back(item: Mapping[str, Any]) -> bool:
     return item["action"] in ("start", "restart") or unproven
 
 
+def digests_of(names: Sequence[str], hostvars: Hostvars) -> dict[str, str]:
+    """The digest, by image, with which a roll-out of the same file began that the hosts `names` have not finished.
+
+    It goes on with that, wherever the tag is by now, so that a fleet never runs two. One that failed on a host is over.
+    """
+    told = [rollout_of(plan) for plan in plans_of(names, hostvars)]
+    kept = {ref: image for rollout in told for ref, image in (rollout.get("digests") or {}).items()}
+    failed = {identity for rollout in told for identity in rollout.get("failed") or ()}
+    records = [record for rollout in told for record in rollout.get("unfinished") or ()]
+    for record in sorted(records, key=lambda record: int(record["started"])):
+        if record["id"] not in failed:
+            kept.setdefault(record["ref"], record["image"])
+    return kept
+
+
+def moved_for(names: Sequence[str], hostvars: Hostvars) -> bool:
+    """Whether one of the hosts has been planned with another digest than those of `digests_of`."""
+    planned = [rollout_of(plan).get("images") or {} for plan in plans_of(names, hostvars)]
+    began = digests_of(names, hostvars)
+    return any(found.get(ref, image) != image for ref, image in began.items() for found in planned)
+
+
+def moved(earlier: Mapping[str, Any], images: Mapping[str, str]) -> list[str]:
+    """What is said where a roll-out goes on with digests, `images`, that its tags have left since.
+
+    `earlier` is the plan that was made of this host before in this run, empty where there is none.
+    """
+    before = rollout_of(earlier)
+    planned = before.get("images") or {}
+    return list(before.get("moved") or ()) + [
+        f"A roll-out of this file has not finished: it goes on with the image that it began with ({_digest(image)}). "
+        f"{ref} is {_digest(planned[ref])} by now; deploy once more for that."
+        for ref, image in images.items()
+        if planned.get(ref, image) != image
+    ]
+
+
+def _digest(image: str) -> str:
+    return image.partition("@")[2][:19]
+
+
+def stayed(failure: Mapping[str, Any]) -> bool:
+    """Whether a host failed because its services could not leave a gateway: then they have not been touched."""
+    told = (item.get("sglang_ops") or {} for item in (failure, *(failure.get("results") or ())))
+    return any(report.get("state") == "left" and report.get("failed") for report in told)
+
+
 def rollout_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """The roll-out's settings in a plan."""
     settings: Mapping[str, Any] = plan.get("rollout") or {}

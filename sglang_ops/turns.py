@@ -26,7 +26,40 @@ def turns(services: Sequence[Service]) -> list[list[Service]]:
 
 def leaving(services: Sequence[Service]) -> list[Mapping[str, Any]]:
     """What gateways are told before these services change: one that answers, and is only asked again, stays."""
-    return [entry for item in services if not _stays(item) for entry in item.get("gateways") or ()]
+    gone = [item for item in services if not _stays(item)]
+    return [entry for item in gone for key in ("gateways", "former") for entry in item.get(key) or ()]
+
+
+def returned(services: Sequence[Service]) -> list[Mapping[str, Any]]:
+    """By what gateways know these services once the release of before serves again."""
+    return [entry for item in services for entry in item.get("former") or item.get("gateways") or ()]
+
+
+def surging(services: Sequence[Service]) -> list[Service]:
+    """The second servers that stand beside these services while they change."""
+    return [item["surge"] for item in services if item.get("surge")]
+
+
+def asides(services: Sequence[Service]) -> list[Mapping[str, Any]]:
+    """What must be gone when these services have changed: second servers, of an earlier run too."""
+    return [item["aside"] for item in services if item.get("aside")]
+
+
+def tried(services: Sequence[Service], change: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For the history, the releases that were tried on second servers and never reached the services themselves."""
+    return [
+        {
+            **change, "name": item["name"], "verb": "deploy", "release": item["release"], "image": item["image"],
+            "image_digest": item["image_digest"], "model": _model(item),
+        }
+        for item in services
+        if item.get("surge")
+    ]  # fmt: skip
+
+
+def _model(item: Service) -> str | None:
+    source = item["content"].get("model") or {}
+    return source.get("commit") or source.get("repo")
 
 
 def _stays(item: Service) -> bool:

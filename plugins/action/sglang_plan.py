@@ -16,7 +16,7 @@ try:
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sglang_ops import catalog
+from sglang_ops import catalog, rollout
 from sglang_ops.action_inputs import (
     ROLLOUT_VARIABLE,
     base_of,
@@ -85,6 +85,9 @@ class ActionModule(ActionBase):
         asked_for = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
         run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | asked_for)
         run.check_size(len(servers_of(files, task_vars)))
+        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
+        if earlier:
+            run = run.going_on(list(task_vars["ansible_play_hosts_all"]), task_vars["hostvars"])
         given = {key: value for key, value in plain(self._task.args).items() if key != "mates"}
         settings = Settings.model_validate(given | run.timeouts)
         if run.settings.gate and run.settings.gate.policy:
@@ -101,7 +104,6 @@ class ActionModule(ActionBase):
         asked = questions(deployments, settings, known, [gateway for gateway, _, _ in fronts])
         asked["images"] += [image.digest_ref for image in others if image and image not in known]
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
-        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
         in_vain = _offer(asked["models"], earlier, task_vars)
         if in_vain:
             return self._refused(in_vain)
@@ -142,8 +144,9 @@ class ActionModule(ActionBase):
         if made["errors"]:
             more = settings.peer_port and len(task_vars["ansible_play_hosts"]) > 1
             return _deferred(made) if made["undecided"] and more and not earlier else self._refused(made["errors"])
-        made["rollout"] = run.of_host(wanted, made["services"], settings)
-        made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings)]
+        made["rollout"] = run.of_host(wanted, made["services"], settings, facts)
+        made["rollout"]["moved"] = rollout.moved(earlier or {}, made["rollout"]["images"])
+        made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings), *made["rollout"]["moved"]]
         generation = answer["facts"]["generation"]
         told = {"kind": "plan", "plan": made, "left_out": left_out(files, task_vars)}
         return {"changed": False, "generation": generation, "sglang_ops": told}

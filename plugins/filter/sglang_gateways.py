@@ -63,4 +63,8 @@ class FilterModule:
             "sglang_leaving": turns.leaving,
             "sglang_copies": turns.copies,
             "sglang_back": turns.back,
+            "sglang_returned": turns.returned,
+            "sglang_surging": turns.surging,
+            "sglang_asides": turns.asides,
+            "sglang_tried": turns.tried,
         }

@@ -12,7 +12,7 @@ try:
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sglang_ops import groups, rollout
+from sglang_ops import groups, registered, rollout
 from sglang_ops.planning import together
 
 
@@ -20,7 +20,7 @@ class FilterModule:
     """What Ansible looks for; the decisions are in sglang_ops/rollout.py."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {
+        found: dict[str, Callable[..., Any]] = {
             "sglang_batches": rollout.sizes_for,
             "sglang_batches_back": rollout.sizes_back,
             "sglang_order": rollout.order_for,
@@ -29,6 +29,9 @@ class FilterModule:
             "sglang_grouped": together.grouped,
             "sglang_stops": rollout.stops_for,
             "sglang_paused": rollout.paused_for,
+            "sglang_moved": rollout.moved_for,
             "sglang_turns_before": rollout.turns_before,
             "sglang_returning": rollout.returning,
+            "sglang_stayed": rollout.stayed,
         }
+        return registered.cheaply(found)

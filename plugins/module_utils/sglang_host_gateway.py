@@ -62,6 +62,10 @@ def client_key(gate):
     return store.secret(gate["name"], gate["release"], API_KEY)
 
 
+class GatewayGone(GatewayError):
+    """Nobody listens where the router should: it sends nothing to anybody."""
+
+
 class Router:
     """The control plane of the router that runs here."""
 
@@ -79,8 +83,9 @@ class Router:
             response = connection.getresponse()
             text = response.read().decode("utf-8", "replace")
         except (OSError, http.client.HTTPException) as error:
-            raise GatewayError("%s does not answer on port %d: %s"
-                               % (self.gate["name"], self.gate["port"], error or type(error).__name__)) from None
+            kind = GatewayGone if isinstance(error, ConnectionRefusedError) else GatewayError
+            raise kind("%s does not answer on port %d: %s"
+                       % (self.gate["name"], self.gate["port"], str(error) or type(error).__name__)) from None
         finally:
             connection.close()
         try:

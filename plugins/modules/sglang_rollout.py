@@ -167,7 +167,8 @@ def target(module):
 
 def _meant(name, state, names, undo):
     """Whether a service is to go back: those that are named, else all but gateways, which serve no release."""
-    return name in names if names else bool(undo) or store.read_record(name, state["release"]).get("kind") != "gateway"
+    kind = store.read_record(name, state["release"]).get("kind")
+    return name in names if names else bool(undo) or kind not in ("gateway", "surge")
 
 
 def _chosen(name, state, asked, undo):

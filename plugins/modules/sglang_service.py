@@ -139,7 +139,7 @@ def present(host, services, secrets, runtime):
     host.daemon_reload()
     for service in changing:
         if steps[service["name"]]["start"]:
-            host.start(service["name"])
+            host.start(service["name"], service["gate"])
         host.record(service["name"], service["release"], now[service["name"]]["stable"])
     return [{"name": service["name"], "release": service["release"],
              "action": _word(steps[service["name"]], service["action"])} for service in services]
@@ -202,7 +202,7 @@ def rolled_back(host, services):
         host.daemon_reload()
         if release != current["release"]:
             host.note(name, current["release"], release, "rollback")
-        host.start(name)
+        host.start(name, store.read_record(name, release).get("gate"))
         host.record(name, release, current["stable"])
         done.append({"name": name, "release": release, "action": "restart"})
     return done
@@ -233,6 +233,7 @@ def absent(host, names, purge):
     compiled = jit.named_by(names)
     if not host.check:
         evaluating.replaced(dict.fromkeys(names))
+    host.stop(names if host.module.params["drain_timeout"] else [])
     for name in names:
         record = store.read_record(name, store.read_state(name)["release"])
         if record.get("image_digest"):
@@ -246,14 +247,18 @@ def absent(host, names, purge):
             store.forget(name)
     host.daemon_reload()
     if purge and not host.check:
-        kept = [store.read_record(name, store.read_state(name)["release"]) for name in store.names()]
-        used = {record["content"]["image"] for record in kept if record}
-        for image, (engine, tag) in images.items():
-            if image not in used:
-                run(engine, "image", "rm", tag, image)
-        for engine in {engine for engine, _ in images.values()}:
-            jit.prune(compiled, engine)
+        _purged(images, compiled)
     return _done(names, "remove")
+
+
+def _purged(images, compiled):
+    kept = [store.read_record(name, store.read_state(name)["release"]) for name in store.names()]
+    used = {record["content"]["image"] for record in kept if record}
+    for image, (engine, tag) in images.items():
+        if image not in used:
+            run(engine, "image", "rm", tag, image)
+    for engine in {engine for engine, _ in images.values()}:
+        jit.prune(compiled, engine)
 
 
 def _done(names, action):

@@ -167,6 +167,15 @@ DrainTimeout = Annotated[
 NoRollback = Annotated[
     bool, typer.Option("--no-rollback", help="Leave a host that fails as it is.", rich_help_panel=ROLLOUT)
 ]
+Surge = Annotated[
+    bool | None,
+    typer.Option(
+        "--surge/--no-surge",
+        show_default=False,
+        help="Start a second server beside one that changes, where it fits behind a gateway; or never.",
+        rich_help_panel=ROLLOUT,
+    ),
+]
 Order = Annotated[
     str | None,
     typer.Option(metavar="ORDER", help="inventory, sorted, reverse_sorted or shuffle.", rich_help_panel=ROLLOUT),

@@ -34,6 +34,7 @@ def deploy(
     drain_timeout: _options.DrainTimeout = None,
     no_rollback: _options.NoRollback = False,
     order: _options.Order = None,
+    surge: _options.Surge = None,
     check: _options.Check = False,
     diff: _options.Diff = False,
     extra_vars: _options.ExtraVars = None,
@@ -64,6 +65,7 @@ def deploy(
             "drain_timeout": drain_timeout,
             "auto_rollback": False if no_rollback else None,
             "order": order,
+            "surge": None if surge is None else "auto" if surge else "never",
         }
     )
     target = _common.Target.of(
@@ -164,7 +166,7 @@ class Work:
         else:
             _views.deployed(out, result)
         _views.failures(err, self.played.state.failures, self.folder, self.target, self.again)
-        _rollout.summary(err, result, self.target)
+        _rollout.summary(err, result, self.target, self.again)
         err.print(f"Finished in {result.seconds:.1f} s.")
         if result.ok and not result.check:
             endpoint = next((item.endpoint for host in result.hosts for item in host.services if item.endpoint), None)

@@ -31,9 +31,7 @@ Only = Annotated[
 NoReboot = Annotated[
     bool, typer.Option("--no-reboot", help="Say which hosts must be rebooted instead of rebooting them.")
 ]
-Canary = Annotated[
-    int, typer.Option("--canary", metavar="N", min=0, help="Hosts rebooted first, alone; 0 is none.")
-]
+Canary = Annotated[int, typer.Option("--canary", metavar="N", min=0, help="Hosts rebooted first, alone; 0 is none.")]
 Batch = Annotated[
     str, typer.Option("--batch", metavar="N", help="Hosts rebooted at a time after that: a number, or 25%.")
 ]

@@ -76,7 +76,7 @@ def go_back(
             return result.exit_code
         _views.failures(err, played.state.failures, folder, target, again)
         if not json:
-            _rollout.summary(err, result, target)
+            _rollout.summary(err, result, target, again)
             if result.ok and not result.rolled:
                 err.print("Nothing to take back.")
             err.print(f"Finished in {result.seconds:.1f} s.")

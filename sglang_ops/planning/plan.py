@@ -17,6 +17,7 @@ from sglang_ops.planning.questions import repository
 from sglang_ops.planning.service import Action, ServicePlan, outage, resolve, service_plan
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.planning.steps import Step, steps, why
+from sglang_ops.planning.surge import with_way
 from sglang_ops.planning.together import stronger
 from sglang_ops.planning.wanted import Wanted, around, in_order
 
@@ -67,13 +68,17 @@ def plan(
         undecided = any(made.problems and made.model and made.model.out_of_reach for made in ordered)
         errors = tuple(dict.fromkeys(problems))
         return HostPlan(facts.host, errors, warnings, engine=settings.container_engine, undecided=undecided)
-    services = tuple(
-        [_explained(gateway_plan(item, facts, settings), facts) for item in gateways]
-        + [_service(made, facts, settings) for made in ordered]
-    )
+    fronts_planned = [_explained(gateway_plan(item, facts, settings), facts) for item in gateways]
+    services = [*fronts_planned, *(_service(made, facts, settings) for made in ordered)]
     spoilt = check_evaluations(services, facts) if not settings.interrupt_evaluations else []
     if spoilt:
         return HostPlan(facts.host, tuple(spoilt), warnings, engine=settings.container_engine)
+    pairs = zip(services[len(gateways) :], ordered, strict=True)
+    changing = [with_way(service, made, facts, services, settings) for service, made in pairs]
+    clashes = tuple(problem for _, found in changing for problem in found)
+    if clashes:
+        return HostPlan(facts.host, clashes, warnings, engine=settings.container_engine)
+    services = [*fronts_planned, *(service for service, _ in changing)]
     images = [item.image for item in gateways] + [made.wanted.image for made in ordered]
     return HostPlan(
         host=facts.host,
@@ -87,7 +92,7 @@ def plan(
         holds=_holds(ordered, settings),
         kernels=lacking(services, facts, settings),
         compiled=compiled(services, facts, settings),
-        services=services,
+        services=tuple(services),
     )
 
 
@@ -108,7 +113,12 @@ def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
     hosts = made.wanted.gateways if in_front and not facts.drained else ()
     url = worker_url(made.deployment, facts.address)
     entries = tuple({"host": host, "service": in_front.service_name, "url": url} for host in hosts if in_front)
-    return _with_group(_explained(replace(service, gateways=entries), facts), made, facts, settings)
+    deployed = facts.service(service.name)
+    recorded = deployed.record.get("gateways") or () if deployed else ()
+    same = {(entry["host"], entry["service"]) for entry in entries}
+    former = tuple(entry for entry in recorded if entry not in entries and (entry["host"], entry["service"]) in same)
+    known = _explained(replace(service, gateways=entries, former=former), facts)
+    return _with_group(known, made, facts, settings)
 
 
 def _with_group(service: ServicePlan, made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:

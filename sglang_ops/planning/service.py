@@ -42,7 +42,9 @@ class ServicePlan:
 
     `link` is the worst link among the GPUs (NV18, PIX, … SYS), "" where there is none or it is not known; `jit` the
     host's directory of compiled kernels. `gateways` are those in front of a server: their host, their service, and the
-    URL by which they know the server. A gateway's `files` lie beside its unit, and `members` are the servers behind it.
+    URL by which they know the server; `former` are those by which they know the one that runs now, where they differ.
+    A gateway's `files` lie beside its unit, and `members` are the servers behind it. `way` is how a service that serves
+    changes; `surge` is the second server beside it meanwhile, `aside` what must be gone in the end.
     `group` are the hosts that serve one model together, the first of them rank 0; () where this one does alone.
     """
 
@@ -63,9 +65,14 @@ class ServicePlan:
     directories: tuple[str, ...] = ()
     jit: str = ""
     secrets: tuple[str, ...] = ()
-    kind: Literal["server", "gateway"] = "server"
+    kind: Literal["server", "gateway", "surge"] = "server"
     gateways: tuple[dict[str, str], ...] = ()
     group: tuple[str, ...] = ()
+    former: tuple[dict[str, str], ...] = ()
+    way: str = ""
+    way_why: str = ""
+    surge: ServicePlan | None = None
+    aside: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
     members: dict[str, list[str]] | None = None
     memory: dict[str, Any] | None = None

@@ -99,6 +99,11 @@ class Rollout(Section):
     )
     auto_rollback: Truth = Field(True, description="Whether a host that fails goes back to its last stable release.")
     order: Order = Field("inventory", description="Which hosts come first, in Ansible's words.")
+    surge: Literal["auto", "never"] = Field(
+        "auto",
+        description="Whether a second server starts beside the one that changes, where a gateway is in front of them "
+        "and it fits the host; else the one stops first.",
+    )
     gate: QualityGate | None = Field(None, description="What the first batch must show beyond serving.")
 
     def laid_over(self, given: dict[str, Any]) -> Rollout:

@@ -261,3 +261,20 @@ def test_a_module_may_say_how_often_it_ran() -> None:
 
 def test_the_same_events_give_the_same_state() -> None:
     assert replay("mixed") == replay("mixed")
+
+
+def test_a_host_that_went_back_and_cannot_join_its_gateway_needs_hands_and_says_what_failed_first() -> None:
+    went_back = {
+        "msg": "garbage. Rolled back: s serves release a again.",
+        "exit_hint": 3,
+        "sglang_ops": {"kind": "gate"},
+    }
+    outside = {"failed": True, "msg": "gw does not answer", "sglang_ops": {"kind": "gateway", "exit_hint": 4}}
+    looped = {"msg": "One or more items failed", "results": [outside]}
+    state = feed(
+        event("runner_on_failed", went_back),
+        event("runner_on_failed", looped, action="sglang_gateway"),
+    )
+    (failure,) = state.failures
+    assert failure.exit_code is ExitCode.NEEDS_HANDS
+    assert failure.cause == f"{went_back['msg']} It is behind no gateway: gw does not answer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_ops.turns import back, copies, leaving, turns
+from sglang_ops.turns import asides, back, copies, leaving, returned, surging, tried, turns
 
 
 def service(name: str, action: str = "restart", *, gateway: str = "g", model: str = "m", **more: Any) -> dict[str, Any]:
@@ -63,3 +63,19 @@ def test_hosts_of_a_group_see_the_same_turns() -> None:
     assert names(turns(first)) == names(turns(second)) == [["x"], ["y"]]
     assert names(turns([*first, service("z", "start", gateway="", group=())])) == [["x", "y", "z"]]
     assert copies(first, 1) == []
+
+
+def test_a_service_with_another_port_leaves_by_both_and_comes_back_by_the_old_one() -> None:
+    old = {"host": "h", "service": "g", "url": "http://a/old"}
+    moved = service("a", former=[old])
+    assert [entry["url"] for entry in leaving([moved])] == ["http://a/a", "http://a/old"]
+    assert returned([moved, service("b")]) == [old, *service("b")["gateways"]]
+
+
+def test_second_servers_and_what_is_left_of_them() -> None:
+    aside, image = {"name": "a-surge", "gateways": []}, {"image": "i", "image_digest": "d"}
+    one = service("a", surge={"name": "a-surge"}, aside=aside, content={"model": {"commit": "c"}}, **image)
+    assert (surging([one, service("b")]), asides([one, service("b")])) == ([{"name": "a-surge"}], [aside])
+    (change,) = tried([one, service("b")], {"who": "me", "rollout": "r"})
+    told = {"name": "a", "verb": "deploy", "release": "new", "model": "c"}
+    assert change == {"who": "me", "rollout": "r", **told, **image}
