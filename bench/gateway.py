@@ -38,6 +38,7 @@ class Load:
     endpoint: str
     clients: int
     pause: float = 0.0  # seconds that a client takes from an answer to its next request
+    key: str = ""
     answered: list[tuple[float, float, bool]] = field(default_factory=list)  # begun, seconds, streamed
     lost: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -56,7 +57,7 @@ class Load:
         streamed = number % 2 == 1
         while not self.over.is_set():
             began = time.monotonic()
-            error = ask(self.endpoint, streamed=streamed)
+            error = ask(self.endpoint, streamed=streamed, key=self.key)
             if error:
                 self.lost.append(f"{'stream' if streamed else 'unary'}: {error}")
             self.answered.append((began, time.monotonic() - began, streamed))
@@ -70,15 +71,16 @@ class Load:
         return sorted(seconds for _, seconds, _ in self.answered)[len(self.answered) // 2]
 
 
-def ask(endpoint: str, *, streamed: bool, tokens: int = TOKENS) -> str:
+def ask(endpoint: str, *, streamed: bool, tokens: int = TOKENS, key: str = "") -> str:
     """One request; "" where it was answered in full."""
     connection = http.client.HTTPConnection(endpoint.partition("://")[2], timeout=300)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     messages = [{"role": "user", "content": "Count."}]
     body = {"model": "tiny-llama", "messages": messages, "max_tokens": tokens, "stream": streamed}
     if tokens != TOKENS:
         body["ignore_eos"] = True  # or the simulator ends with its sentence
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
         text = answer.read().decode()
     except (OSError, http.client.HTTPException) as error:

@@ -156,9 +156,11 @@ class Try:
         self.numbers = numbers
         self.held: list[str] = []
 
-    def run(self) -> Ended:
+    def run(self, *, settled: bool) -> Ended:
+        """`settled` says that the fleet serves a stable release without peculiarities."""
         cell, fleet = self.cell, self.fleet
-        settle(fleet, fleet.release(f"{next(self.numbers)}", **cell.old))
+        if cell.old or not settled:
+            settle(fleet, fleet.release(f"{next(self.numbers)}", **cell.old))
         old = fleet.look_at(self.host).release
         new = fleet.release(f"{next(self.numbers)}", **cell.new)
         self._do(cell.before)
@@ -168,6 +170,7 @@ class Try:
             try:
                 told = self._disturbed(deploy)
             finally:
+                deploy.kill()  # where something went wrong with the measurement itself
                 self._do(cell.heal)
             serving = fleet.look_at(self.host) if cell.fault not in ("killed", "cut", "rebooted") else None
             again = fleet.deploy(new)["exit_code"] if cell.again else None
@@ -227,7 +230,7 @@ class Try:
             if event["event"] == "runner_on_start" and data.get("host") == self.host and in_turn(data):
                 reached.append(str(data.get("resolved_action") or "").rpartition(".")[2])
         deadline = time.monotonic() + 15
-        wanted = _STATES.get(step) if not self.cell.at else None
+        wanted = _STATES.get(step) if self.cell.fault in ("killed", "rebooted", "cut") else None
         while wanted and self.fleet.ssh(self.host, f"systemctl is-active {SERVICE}").strip() != wanted:
             if time.monotonic() > deadline:
                 raise BenchError(f"{self.cell.name}: the unit was never {wanted}")
@@ -273,13 +276,14 @@ def in_turn(data: Mapping[str, Any]) -> bool:
 
 def run(fleet: Fleet, chosen: Sequence[str], lab: str, say: Callable[[str], None]) -> Iterator[Ended]:
     """The cells that are `chosen` (`gate/hang`, all of a step `gate`, all of a fault `/killed`); all for none."""
-    numbers = count(int(time.time()))
+    numbers, settled = count(int(time.time())), False
     for cell in cells():
         if not chosen or any(cell.name == name or name in (cell.step, f"/{cell.fault}") for name in chosen):
             try:
-                ended = Try(fleet, cell, lab, numbers).run()
+                ended = Try(fleet, cell, lab, numbers).run(settled=settled)
             except BenchError as error:
                 ended = Ended(cell.step, cell.fault, None, "-", "-", None, 0.0, 0.0, 0, 0, 0, [str(error)])
+            settled = not ended.wrong and (cell.again or not cell.old)
             say(f"{cell.name}: exit {ended.exit_code}, {', '.join(ended.wrong) or 'as promised'}")
             yield ended
 

@@ -166,11 +166,11 @@ def digests_of(names: Sequence[str], hostvars: Hostvars) -> dict[str, str]:
     return kept
 
 
-def moved_for(names: Sequence[str], hostvars: Hostvars) -> dict[str, str]:
-    """`digests_of` those images which one of the hosts has been planned with another digest of."""
+def moved_for(names: Sequence[str], hostvars: Hostvars) -> bool:
+    """Whether one of the hosts has been planned with another digest than those of `digests_of`."""
     planned = [rollout_of(plan).get("images") or {} for plan in plans_of(names, hostvars)]
     began = digests_of(names, hostvars)
-    return {ref: image for ref, image in began.items() if any(found.get(ref, image) != image for found in planned)}
+    return any(found.get(ref, image) != image for ref, image in began.items() for found in planned)
 
 
 def moved(earlier: Mapping[str, Any], images: Mapping[str, str]) -> list[str]:
@@ -190,6 +190,12 @@ def moved(earlier: Mapping[str, Any], images: Mapping[str, str]) -> list[str]:
 
 def _digest(image: str) -> str:
     return image.partition("@")[2][:19]
+
+
+def stayed(failure: Mapping[str, Any]) -> bool:
+    """Whether a host failed because its services could not leave a gateway: then they have not been touched."""
+    told = (item.get("sglang_ops") or {} for item in (failure, *(failure.get("results") or ())))
+    return any(report.get("state") == "left" and report.get("failed") for report in told)
 
 
 def rollout_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -84,10 +84,10 @@ class ActionModule(ActionBase):
         fronts = gateways_of(task_vars, self._templar)
         asked_for = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
         run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | asked_for)
-        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
-        playing = list(task_vars.get("ansible_play_hosts_all") or ())
-        run = run.going_on(playing, task_vars["hostvars"]) if earlier else run
         run.check_size(len(servers_of(files, task_vars)))
+        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
+        if earlier:
+            run = run.going_on(list(task_vars["ansible_play_hosts_all"]), task_vars["hostvars"])
         given = {key: value for key, value in plain(self._task.args).items() if key != "mates"}
         settings = Settings.model_validate(given | run.timeouts)
         if run.settings.gate and run.settings.gate.policy:

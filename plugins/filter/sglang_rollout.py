@@ -32,5 +32,6 @@ class FilterModule:
             "sglang_moved": rollout.moved_for,
             "sglang_turns_before": rollout.turns_before,
             "sglang_returning": rollout.returning,
+            "sglang_stayed": rollout.stayed,
         }
         return registered.cheaply(found)

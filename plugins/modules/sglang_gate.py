@@ -56,17 +56,17 @@ options:
     description: With O(failure), whether the services were put back before.
     type: bool
     default: true
-  tried:
+  touched:
+    description: With O(failure), whether anything had been changed on the services of this host.
+    type: bool
+    default: true
+  untouched:
     description:
       - With O(failure), the change of each service that was not begun, because a second server beside it failed; for
         the history. The service itself serves as before.
     type: list
     elements: dict
     default: []
-  touched:
-    description: With O(failure), whether anything had been changed on the services of this host.
-    type: bool
-    default: true
   features:
     description: What each service that serves shall show beyond that; each is a further layer.
     type: list
@@ -158,13 +158,13 @@ def first_failed(failure):
     return next((item for item in failure.get("results") or [] if item.get("failed")), failure)
 
 
-def after_rollback(failure, names, results, rolled_back=True, touched=True):
+def after_rollback(failure, names, results, rolled_back=True, untouched=False):
     """The failure that is told after a rollback: what failed, why, and what serves now. Pure.
 
-    `results` are the gate's for what was started again; a service without one serves nothing. Nothing goes back where
-    nothing was `touched`.
+    `results` are the gate's for what was started again; a service without one serves nothing. With `untouched`, what
+    failed was a second server beside each, or what comes before a server stops.
     """
-    failure, rolled_back = first_failed(failure), rolled_back or not touched
+    failure = first_failed(failure)
     serving = {result["name"]: result["release"] for result in results if result["ok"] and rolled_back}
     told = {item["name"]: item for item in (failure.get("sglang_ops") or {}).get("services", []) if "ok" in item}
     told.update({item["beside"]: dict(item, name=item["beside"]) for item in told.values() if item.get("beside")})
@@ -177,9 +177,9 @@ def after_rollback(failure, names, results, rolled_back=True, touched=True):
     ]
     if not rolled_back:
         hint, end = 4, "auto_rollback is false: %s stays as it is, behind no gateway." % ", ".join(names)
-    elif not touched and all(name in serving for name in names):
-        hint, end = 3, "Nothing was changed: %s." % ", ".join(
-            "%s serves release %s" % (name, serving[name]) for name in names)
+    elif untouched and all(name in serving for name in names):
+        hint, end = 3, "Nothing else changed: %s." % ", ".join(
+            "%s goes on with release %s" % (name, serving[name]) for name in names)
     elif all(name in serving for name in names):
         back = ["%s serves release %s again" % (item["name"], serving[item["name"]])
                 for item in services if item["rolled_back_to"]]
@@ -253,8 +253,8 @@ def main():
             "passed": {"type": "list", "elements": "dict", "default": []},
             "quality": {"type": "dict", "default": {}},
             "rolled_back": {"type": "bool", "default": True},
-            "tried": {"type": "list", "elements": "dict", "default": []},
             "touched": {"type": "bool", "default": True},
+            "untouched": {"type": "list", "elements": "dict", "default": []},
             "features": {"type": "list", "elements": "str", "default": [], "choices": sorted(features.FEATURES)},
             "failure": {"type": "dict"},
             "progress_token": {"type": "str", "no_log": False},
@@ -263,7 +263,7 @@ def main():
     )
     if module.check_mode and module.params["wait"]:
         module.exit_json(changed=False, sglang_ops={"kind": "gate", "services": []}, msg="not verified (check mode)")
-    phase, paused = module.params["phase"], module.params["paused"]
+    phase, paused, touched = (module.params[name] for name in ("phase", "paused", "touched"))
     if phase == "kept":
         results = module.params["passed"]
         remember(results, {result["name"]: result["seconds"] for result in results}, paused)
@@ -280,14 +280,15 @@ def main():
         starts = {wait.gate["name"]: {"seconds": wait.seconds, "invocation": wait.first.get("InvocationID"),
                                       "restarts": wait.first.get("NRestarts", "0")} for wait in waits}
         results = [dict(result, **starts[result["name"]]) for result in results]
-    elif module.params["wait"] and module.params["touched"]:
+    elif module.params["wait"] and touched:
         remember(results, {wait.gate["name"]: wait.seconds for wait in waits}, paused)
     if module.params["failure"]:
-        for change in module.params["tried"]:
+        for change in module.params["untouched"]:
             rollouts.note(change["name"], dict(change, before=store.read_state(change["name"])["release"]))
             rollouts.result(change["name"], change["release"], "failed")
         module.fail_json(**after_rollback(module.params["failure"], module.params["names"], results,
-                                          module.params["rolled_back"], module.params["touched"]))
+                                          module.params["rolled_back"] or not touched,
+                                          bool(module.params["untouched"]) or not touched))
     report = told(results, phase, paused)
     failed = [result for result in results if not result["ok"]]
     if failed and module.params["wait"]:

@@ -196,7 +196,7 @@ def main():
                 rejoin.disarm(gate, urls)
             listed = router.workers() if listed or not leaving else {}
         except GatewayError as error:
-            module.fail_json(msg=str(error), changed=True, **hint(state))
+            module.fail_json(msg=str(error), changed=True, **failed(state))
     report["workers"] = [{"url": url, "healthy": bool(worker.get("is_healthy"))}
                          for url, worker in sorted(listed.items())]
     module.exit_json(sglang_ops=dict(report, seconds=round(time.monotonic() - started, 2)), **result)
@@ -214,15 +214,14 @@ def known(module, router, state):
         gone = isinstance(error, GatewayGone)
         if not module.check_mode and not (gone and leaving):
             remedy = "Start it: sglang-ops restart" if gone else "See its log: sglang-ops logs"
-            module.fail_json(msg="%s. %s --service %s" % (error, remedy, name), **hint(state))
+            module.fail_json(msg="%s. %s --service %s" % (error, remedy, name), **failed(state))
     return {}
 
 
-def hint(state):
+def failed(state):
     """A server that serves behind no gateway needs hands, unless the way back joins it after all."""
-    if state != "joined":
-        return {}
-    return {"sglang_ops": {"kind": "gateway", "exit_hint": 4, "service": "", "workers": [], "warnings": []}}
+    report = {"kind": "gateway", "state": state, "failed": True, "service": "", "workers": [], "warnings": []}
+    return {"sglang_ops": dict(report, exit_hint=4) if state == "joined" else report}
 
 
 def shown(members):

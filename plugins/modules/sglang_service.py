@@ -233,12 +233,11 @@ def absent(host, names, purge):
     compiled = jit.named_by(names)
     if not host.check:
         evaluating.replaced(dict.fromkeys(names))
+    host.stop(names if host.module.params["drain_timeout"] else [])
     for name in names:
         record = store.read_record(name, store.read_state(name)["release"])
         if record.get("image_digest"):
             images[record["content"]["image"]] = (record["engine"], record["image"])
-        if host.module.params["drain_timeout"]:
-            host.stop([name])
         host.systemctl("disable", "--quiet", "--now", name + ".service")
         unit = store.read_text(store.unit_path(name))
         if unit is not None:

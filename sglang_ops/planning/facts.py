@@ -114,9 +114,9 @@ class Service(_Fact):
     workers: tuple[dict[str, Any], ...] | None = None
     members: dict[str, str] = {}
     rollout: dict[str, Any] | None = None
+    failed_rollouts: tuple[str, ...] = ()
     # What a server without GPUs holds of the host's memory; None where it was not looked at.
     resident_bytes: int | None = None
-    failed_rollouts: tuple[str, ...] = ()
 
     @property
     def gpus(self) -> tuple[int, ...]:

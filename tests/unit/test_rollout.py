@@ -293,15 +293,15 @@ def test_a_roll_out_that_has_not_finished_goes_on_with_the_digest_that_it_began_
     record = {"id": "r1", "ref": "i:latest", "image": "i@sha256:old", "started": 1}
     done, open_one = told_of("i@sha256:new"), told_of("i@sha256:new", unfinished=[record])
     fleet = {"a": done, "b": open_one, "c": {}}
-    assert rollout.moved_for(["a", "c"], fleet) == {}
-    assert rollout.moved_for(["a", "b", "c"], fleet) == {"i:latest": "i@sha256:old"}
+    assert not rollout.moved_for(["a", "c"], fleet)
+    assert rollout.moved_for(["a", "b", "c"], fleet)
     again = {name: told_of("i@sha256:old", digests={"i:latest": "i@sha256:old"}) for name in "ab"}
-    assert rollout.moved_for(["a", "b"], again) == {}
+    assert not rollout.moved_for(["a", "b"], again)
     assert rollout.digests_of(["a", "b"], again) == {"i:latest": "i@sha256:old"}  # also when planned once more
     said = rollout.moved(open_one[rollout.RESULT]["sglang_ops"]["plan"], {"i:latest": "i@sha256:old"})
     assert "goes on with the image that it began with (sha256:old). i:latest is sha256:new by now" in said[0]
     failed = fleet | {"c": told_of("i@sha256:new", failed=["r1"])}
-    assert rollout.moved_for(["a", "b", "c"], failed) == {}  # it is over: what is fixed since shall be taken
+    assert not rollout.moved_for(["a", "b", "c"], failed)  # it is over: what is fixed since shall be taken
 
 
 def test_the_record_of_another_file_says_nothing_about_the_digest() -> None:

@@ -54,15 +54,8 @@ def gate() -> Iterator[dict[str, Any]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoints = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "health": "/health"}
     yield {
-        "name": "sglang-m",
-        "release": "r",
-        "engine": "true",
-        "address": "127.0.0.1",
-        "port": server.server_port,
-        "served_model_name": "m",
-        "endpoints": endpoints,
-        "start_timeout": 1,
-        "soak": 0,
+        "name": "sglang-m", "release": "r", "engine": "true", "address": "127.0.0.1", "port": server.server_port,
+        "served_model_name": "m", "endpoints": endpoints, "start_timeout": 1, "soak": 0,
     }
     server.shutdown()
     server.server_close()
@@ -71,11 +64,7 @@ def gate() -> Iterator[dict[str, Any]]:
 def test_every_layer_is_asked_in_order(gate: dict[str, Any]) -> None:
     layers = probe.ask(gate, ACTIVE)
     assert [(layer["name"], layer["ok"]) for layer in layers] == [
-        ("unit", True),
-        ("port", True),
-        ("ready", True),
-        ("model", True),
-        ("answer", True),
+        ("unit", True), ("port", True), ("ready", True), ("model", True), ("answer", True),
     ]
 
 
@@ -153,7 +142,7 @@ def test_wrong_model_ends_the_wait_at_once_and_503_does_not(gate: dict[str, Any]
     Server.answers["/v1/models"] = (200, {"data": [{"id": "other"}]})
     assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is True
     Server.answers["/ready"] = (503, {})
-    assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is False
+    assert wait_module.Wait(gate | {"start_timeout": 60}, ACTIVE, 0).step(ACTIVE) is False
 
 
 def test_without_rollback_a_failed_host_stays_as_it_is() -> None:
@@ -190,9 +179,9 @@ def test_a_second_server_that_failed_is_told_of_the_first() -> None:
     told = {"name": "sglang-m-surge", "beside": "sglang-m", "ok": False, "log": ["x"]}
     failure = {"msg": "sglang-m-surge: crashed.", "sglang_ops": {"services": [told]}}
     serves = [{"name": "sglang-m", "release": "old", "ok": True}]
-    said = gate_module.after_rollback(failure, ["sglang-m"], serves, touched=False)
+    said = gate_module.after_rollback(failure, ["sglang-m"], serves, untouched=True)
     assert (said["exit_hint"], said["sglang_ops"]["services"][0]["log"]) == (3, ["x"])
-    assert said["msg"].endswith("Nothing was changed: sglang-m serves release old.")
+    assert said["msg"].endswith("Nothing else changed: sglang-m goes on with release old.")
     assert gate_module.after_rollback(failure, ["sglang-m"], [], untouched=True)["exit_hint"] == 4
 
 
@@ -218,6 +207,24 @@ def test_phases_are_read_from_the_log() -> None:
     assert causes.phase(["unrelated"]) == ""
 
 
+def test_a_server_that_froze_in_its_soak_is_noticed_at_the_end(gate: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr(wait_module, "BUSY_SECONDS", 0.2)
+    wait = wait_module.Wait(gate, ACTIVE, 0.2)
+    assert not wait.step(ACTIVE)
+    Server.answers["/ready"] = (503, {})
+    while not wait.step(ACTIVE):
+        pass
+    assert wait.why.startswith("ready: /ready 503, ")
+    assert (wait.layers[-1]["name"], wait.layers[-1]["ok"]) == ("quiet", False)
+
+
+def test_what_failed_first_is_told_also_of_a_loop_and_of_a_host_that_was_not_touched() -> None:
+    failure = {"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "no answer"}]}
+    told = gate_module.after_rollback(failure, ["a"], [{"name": "a", "release": "r1", "ok": True}], True, True)
+    assert told["exit_hint"] == 3
+    assert told["msg"] == "no answer Nothing else changed: a goes on with release r1."
+
+
 def test_a_member_that_answers_nothing_is_not_asked_for_quality(gate: dict[str, Any]) -> None:
     layers = [{"name": "unit", "ok": True, "detail": "active"}]
     asked = {"prompt": "2+2?", "expect": "4", "max_tokens": 4}
@@ -237,21 +244,3 @@ def test_what_a_whole_group_passed_is_kept_with_the_time_that_it_took(monkeypatc
     assert gate_module.told([result], "soak", {"who": "x"}) == {
         "kind": "gate", "services": [result], "phase": "soak", "paused": {"who": "x"},
     }  # fmt: skip
-
-
-def test_a_server_that_froze_in_its_soak_is_noticed_at_the_end(gate: dict[str, Any], monkeypatch: Any) -> None:
-    monkeypatch.setattr(wait_module, "BUSY_SECONDS", 0.2)
-    wait = wait_module.Wait(gate, ACTIVE, 0.2)
-    assert not wait.step(ACTIVE)
-    Server.answers["/ready"] = (503, {})
-    while not wait.step(ACTIVE):
-        pass
-    assert wait.why.startswith("ready: /ready 503, ")
-    assert (wait.layers[-1]["name"], wait.layers[-1]["ok"]) == ("quiet", False)
-
-
-def test_what_failed_first_is_told_also_of_a_loop_and_of_a_host_that_was_not_touched() -> None:
-    failure = {"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "no answer"}]}
-    told = gate_module.after_rollback(failure, ["a"], [{"name": "a", "release": "r1", "ok": True}], False, False)
-    assert told["exit_hint"] == 3
-    assert told["msg"] == "no answer Nothing was changed: a serves release r1."
