@@ -68,6 +68,7 @@ class Rolled:
 def run(fleet: Fleet, chosen: Sequence[str], say: Callable[[str], None]) -> Iterator[Rolled]:
     """Deploy the bad releases whose names hold one of `chosen`, all for none."""
     numbers = count(int(time.time()))
+    settle(fleet, fleet.release(f"{next(numbers)}"))
     for bad in RELEASES:
         if not chosen or any(word in bad.name for word in chosen):
             rolled = deployed(fleet, bad, numbers)
@@ -76,8 +77,10 @@ def run(fleet: Fleet, chosen: Sequence[str], say: Callable[[str], None]) -> Iter
 
 
 def deployed(fleet: Fleet, bad: Bad, numbers: Iterator[int]) -> Rolled:
-    settle(fleet, fleet.release(f"{next(numbers)}"))
     before, name = fleet.look(), f"{next(numbers)}"
+    if not all(seen.serves for seen in before.values()) or len({seen.release for seen in before.values()}) > 1:
+        settle(fleet, fleet.release(f"{next(numbers)}"))
+        before = fleet.look()
     config = fleet.release(name, **({"SGLANG_SIMULATOR_FAULT": bad.fault} if bad.fault else {}))
     with fleet.asked() as (load, watch):
         if bad.only_on is not None:

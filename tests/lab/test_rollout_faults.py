@@ -123,7 +123,7 @@ def test_a_gate_in_doubt_pauses_and_both_ways_lead_on(settled: Fleet) -> None:
     old = releases(settled)
     config = release(settled)
     config.write_text(
-        config.read_text() + "rollout:\n  gate: {prompt: 'What is 2+2?', expect: '4', max_tokens: 100000}\n"
+        config.read_text() + "rollout:\n  gate: {prompt: 'What is 2+2?', expect: '4', max_tokens: 32768}\n"
     )
     done = said(settled, config)
     assert done.returncode == 2, done.stderr
