@@ -1,9 +1,11 @@
 """What clients of the gateway notice while servers come and go: requests lost, and how long requests waited.
 
-    python -m bench.gateway [--lab NAME] [--requests N] [--clients N] [--streaming PART]
+    python -m bench.gateway [--lab NAME] [--hosts N] [--requests N] [--clients N]
 
 Brings up a lab with SGLang's real router and simulated servers, deploys, and while clients ask without a pause it
-drains a server, restarts it and brings it back: of three servers, and of one alone, whose requests are held.
+drains a server, restarts it and brings it back: of N servers, and of one alone, whose requests are held. Half of the
+clients stream. `longest_seconds` less `usual_seconds` is the added wait; it may not exceed `swap_seconds`, the time for
+which no server was behind the gateway.
 A request is lost where the status is not 200, the connection breaks, or a stream ends without `[DONE]`.
 """
 
@@ -18,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,12 @@ TOKENS = 16
 
 @dataclass
 class Load:
-    """Clients that ask one gateway, each its next request as soon as it has the answer to the last."""
+    """Clients that ask one gateway, each its next as soon as it has the answer to the last, or a `pause` later."""
 
     endpoint: str
     clients: int
+    pause: float = 0.0  # seconds that a client takes from an answer to its next request
+    key: str = ""
     answered: list[tuple[float, float, bool]] = field(default_factory=list)  # begun, seconds, streamed
     lost: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -52,10 +57,11 @@ class Load:
         streamed = number % 2 == 1
         while not self.over.is_set():
             began = time.monotonic()
-            error = ask(self.endpoint, streamed=streamed)
+            error = ask(self.endpoint, streamed=streamed, key=self.key)
             if error:
                 self.lost.append(f"{'stream' if streamed else 'unary'}: {error}")
             self.answered.append((began, time.monotonic() - began, streamed))
+            self.over.wait(self.pause)
 
     def longest(self) -> float:
         return max(seconds for _, seconds, _ in self.answered)
@@ -65,13 +71,16 @@ class Load:
         return sorted(seconds for _, seconds, _ in self.answered)[len(self.answered) // 2]
 
 
-def ask(endpoint: str, *, streamed: bool) -> str:
+def ask(endpoint: str, *, streamed: bool, tokens: int = TOKENS, key: str = "") -> str:
     """One request; "" where it was answered in full."""
     connection = http.client.HTTPConnection(endpoint.partition("://")[2], timeout=300)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     messages = [{"role": "user", "content": "Count."}]
-    body = {"model": "tiny-llama", "messages": messages, "max_tokens": TOKENS, "stream": streamed}
+    body = {"model": "tiny-llama", "messages": messages, "max_tokens": tokens, "stream": streamed}
+    if tokens != TOKENS:
+        body["ignore_eos"] = True  # or the simulator ends with its sentence
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
         text = answer.read().decode()
     except (OSError, http.client.HTTPException) as error:
@@ -113,14 +122,12 @@ class Lab:
         return str(gateway["endpoint"])
 
 
-def measure(lab: Lab, clients: int, least: int, work: Callable[[], None]) -> dict[str, Any]:
-    """What the clients notice of `work`; they go on until there are enough requests."""
+def measure(lab: Lab, clients: int, least: int, work: Callable[[], float]) -> dict[str, Any]:
+    """What the clients notice of `work`, which tells how long its server was away; until requests are enough."""
     load = Load(lab.endpoint(), clients)
     load.start()
     time.sleep(2)
-    began = time.monotonic()
-    work()
-    seconds = time.monotonic() - began
+    seconds = work()
     while len(load.answered) < least:
         time.sleep(0.2)
     load.stop()
@@ -131,19 +138,32 @@ def measure(lab: Lab, clients: int, least: int, work: Callable[[], None]) -> dic
         "errors": sorted(set(load.lost))[:5],
         "usual_seconds": round(load.usual(), 3),
         "longest_seconds": round(load.longest(), 2),
-        "work_seconds": round(seconds, 2),
+        "added_wait_seconds": round(load.longest() - load.usual(), 2),
+        "swap_seconds": round(seconds, 2),
     }
 
 
-def swap(lab: Lab, host: str) -> Callable[[], None]:
-    """Drain a host, restart its server, bring it back."""
+def swap(lab: Lab, host: str) -> Callable[[], float]:
+    """Drain a host, restart its server, bring it back; returns the seconds for which the gateway was to do without."""
 
-    def work() -> None:
-        lab.verb("drain", host)
+    def work() -> float:
+        left, _ = told_gateway(lab.verb("drain", host, "--output", "json"))
         lab.verb("restart", "--service", "tiny-llama", "--limit", host)
-        lab.verb("undrain", host)
+        _, had = told_gateway(lab.verb("undrain", host, "--output", "json"))
+        return had - left
 
     return work
+
+
+def told_gateway(result: str) -> tuple[float, float]:
+    """When drain or undrain began to speak to the gateway and when it had ended, in seconds since the epoch."""
+    times = []
+    for line in (Path(json.loads(result)["run"]) / "events.ndjson").read_text().splitlines():
+        event = json.loads(line)
+        action = str(event["event_data"].get("resolved_action") or "").rpartition(".")[2]
+        if action == "sglang_gateway" and event["event"].startswith("runner_"):
+            times.append(datetime.fromisoformat(event["created"]).timestamp())
+    return times[0], times[-1]
 
 
 def main() -> None:
@@ -154,7 +174,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     given = parser.parse_args()
     figures = {}
-    for hosts in (given.hosts, 1):
+    for hosts in dict.fromkeys((given.hosts, 1)):
         lab = Lab(given.lab, hosts)
         try:
             lab.up()

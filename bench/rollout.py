@@ -1,9 +1,9 @@
-"""python -m bench.rollout: what bad releases reach, how soon they are noticed, and what a good one costs a fleet.
+"""python -m bench.rollout: what bad releases reach, and what clients notice of a good one, of kills and of faults.
 
-Lab hosts with the simulator of SGLang, which can be given faults. One bad release after the other is deployed over a
-good one: how many hosts it changed, how long after its start it was noticed, how long after that the old release served
-again. Then a good release goes through the same fleet. With `--gateway`, clients ask through the lab's gateway
-meanwhile, and what they lose is counted.
+A lab of hosts with the simulator of SGLang, which can be given faults, behind SGLang's router; clients ask through it
+all the time. One bad release after the other is deployed over a good one, then a good one goes through all hosts.
+With `--killed` the controller is killed at every event of a roll-out instead; with `--matrix` every step of a change is
+disturbed in every way. All print a table, with what was not as promised in its last column.
 """
 
 from __future__ import annotations
@@ -11,51 +11,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from bench import fleet, programs
+from bench import bad, faults, killed, matrix
 from bench.gateway import Load
 from bench.process import BenchError
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SOAK, START_TIMEOUT, CRASH_AFTER = 6, 12, 2
-# By name: the simulator's fault. What it is told of the times is in the flags below.
-FAULTS = {
-    "crashes at start": "crash-at-start",
-    "exits 0": "exit-zero",
-    "never healthy": "never-healthy",
-    "answers garbage": "garbage",
-    "names another model": "wrong-model",
-    "dies in the soak": f"crash-after:{CRASH_AFTER}",
-}
-FLAGS = ("--soak", str(SOAK), "--start-timeout", str(START_TIMEOUT))
-
-
-@dataclass
-class Roll:
-    """One roll-out. Times in seconds; `noticed` counts from the start of the server, `back` from then on."""
-
-    exit_code: int
-    result: str
-    batches: list[list[str]]
-    changed: int
-    seconds: float
-    noticed: float | None = None
-    back: float | None = None
-    start: float | None = None  # what the old release took the last time it started
-    clients: dict[str, Any] = field(default_factory=dict)
+Say = Callable[[str], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,57 +37,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
 
     def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {text}", soft_wrap=True)
+        console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {escape(text)}", soft_wrap=True)
 
-    load = os.getloadavg()[0]
-    try:
-        cli = programs.find("sglang-ops")
-        with fleet.lab(cli, asked.hosts, say, gateway=asked.gateway) as lab:
-            bad, good = measured(cli, lab, asked, say)
-    except BenchError as error:
-        console.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
-        return 1
-    figures = {
+    figures: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpus": os.cpu_count(),
-        "load_before": load,
+        "load_before": os.getloadavg()[0],
         "hosts": asked.hosts,
-        "batch": asked.batch,
-        "bad": {name: asdict(roll) for name, roll in bad.items()},
-        "good": asdict(good),
-        "controller": controller(asked.hosts),
     }
     path = asked.json or RESULTS / f"rollout-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n")
-    for line in report(bad, good, figures["controller"]):
-        print(line)
+    found: dict[str, list[Any]] = {}
+    try:
+        with faults.fleet(asked.lab, asked.hosts, say) as fleet:
+            for name, rows in _measured(fleet, asked, say):
+                for row in rows:
+                    found.setdefault(name, []).append(row)
+                    told = {kind: [asdict(each) for each in those] for kind, those in found.items()}
+                    path.write_text(json.dumps({**figures, **told}, indent=2) + "\n")
+            if asked.matrix is None and asked.killed is None:
+                figures["good"] = good(fleet, asked, say)
+                path.write_text(json.dumps({**json.loads(path.read_text()), **figures}, indent=2) + "\n")
+    except BenchError as error:
+        console.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+    finally:
+        for line in report(found, figures.get("good")):
+            print(line)
     say(f"written to {path}")
-    return 0
+    return int(any(row.wrong for rows in found.values() for row in rows))
 
 
-def measured(
-    cli: str, lab: fleet.Lab, asked: argparse.Namespace, say: Callable[[str], None]
-) -> tuple[dict[str, Roll], Roll]:
-    """Every bad release over a good one, then a good one, under load where there is a gateway."""
-    say("the first release, on all hosts at once")
-    rolled(cli, lab, release(lab, "first"), asked)
-    bad = {}
-    for name, fault in FAULTS.items() if asked.faults else ():
-        bad[name] = rolled(cli, lab, release(lab, name, fault), asked)
-        say(f"a release that {name}: {bad[name].changed} changed, exit {bad[name].exit_code}")
-    say(f"a good release through {asked.hosts} hosts")
-    if not asked.gateway:
-        return bad, rolled(cli, lab, release(lab, "second"), asked)
-    load = Load(lab.gateway, asked.clients)
+def _measured(fleet: faults.Fleet, asked: argparse.Namespace, say: Say) -> Iterator[tuple[str, Iterable[Any]]]:
+    if asked.matrix is not None:
+        yield "matrix", matrix.run(fleet, asked.matrix, asked.lab, say)
+    elif asked.killed is not None:
+
+        def indices(events: int) -> list[int]:
+            return asked.killed or list(islice(range(asked.first, events), None, None, asked.every))
+
+        yield "killed", killed.sweep(fleet, indices, say)
+    elif asked.faults:
+        yield "bad", bad.run(fleet, asked.bad, say)
+
+
+def good(fleet: faults.Fleet, asked: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """A good release through all hosts under load."""
+    killed.settle(fleet, fleet.release("first"))
+    say(f"a good release through {len(fleet.hosts)} hosts")
+    load = Load(fleet.endpoint, asked.clients)
     load.start()
     try:
-        good = rolled(cli, lab, release(lab, "second"), asked)
+        done = fleet.deploy(fleet.release(f"{time.time()}"), "--batch", asked.batch)
         while len(load.answered) < asked.requests:
             time.sleep(0.2)
     finally:
         load.stop()
-    good.clients = {
+    rollout = done["rollout"] or {}
+    return {
+        "exit_code": done["exit_code"],
+        "result": rollout.get("result", "-"),
+        "seconds": done["seconds"],
+        "batches": rollout.get("batches") or [],
         "requests": len(load.answered),
         "streamed": sum(streamed for _, _, streamed in load.answered),
         "lost": len(load.lost),
@@ -122,95 +106,34 @@ def measured(
         "usual_seconds": round(load.usual(), 3),
         "longest_seconds": round(load.longest(), 2),
     }
-    return bad, good
 
 
-def release(lab: fleet.Lab, name: str, fault: str = "") -> Path:
-    """A deployment file whose release is another one by its name."""
-    data = yaml.safe_load(lab.deployment.read_text())
-    variables = {"RELEASE": name, "SGLANG_SIMULATOR_DRAIN_POLL": "0.2"}
-    data["deployment"]["env_vars"] = variables | ({"SGLANG_SIMULATOR_FAULT": fault} if fault else {})
-    path = lab.deployment.parent / "bench-rollout.yaml"
-    path.write_text(yaml.safe_dump(data))
-    return path
-
-
-def rolled(cli: str, lab: fleet.Lab, config: Path, asked: argparse.Namespace) -> Roll:
-    """Deploy, and what its run folder tells of it."""
-    words = [cli, "deploy", "-i", str(lab.inventory), "-c", str(config), "--yes", "--output", "json", *FLAGS]
-    words += ["--batch", asked.batch] if asked.batch and "first" not in config.read_text() else []
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    try:
-        told = json.loads(done.stdout)
-        rollout = told["rollout"] or {}
-    except (ValueError, KeyError) as error:
-        raise BenchError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-500:]}") from error
-    batches = rollout.get("batches") or []
-    roll = Roll(told["exit_code"], rollout.get("result", "none"), batches, sum(map(len, batches)), told["seconds"])
-    failed = next((host["host"] for host in told["hosts"] if host.get("failure")), None)
-    if failed:
-        roll.noticed, roll.back, roll.start = moments(Path(told["run"]) / "events.ndjson", failed)
-    return roll
-
-
-def moments(events: Path, host: str) -> tuple[float | None, float | None, float | None]:
-    """(from the server's start until it was found bad, from then until the old one served, its own start).
-
-    The times of events are the controller's.
-    """
-    started = noticed = back = restarted = None
-    for action, event, at in _of(events, host):
-        if action == "sglang_service" and event == "runner_on_ok":
-            started, restarted = (at, restarted) if noticed is None else (started, at)
-        elif action == "sglang_gate" and event == "runner_on_failed":
-            noticed, back = (at, back) if noticed is None else (noticed, at)
-    return _between(started, noticed), _between(noticed, back), _between(restarted, back)
-
-
-def _of(events: Path, host: str) -> Iterator[tuple[str, str, float]]:
-    for line in events.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
-        data: Mapping[str, Any] = event.get("event_data") or {}
-        if data.get("host") == host and event.get("created"):
-            action = str(data.get("resolved_action") or data.get("task_action") or "").rpartition(".")[2]
-            yield action, str(event["event"]), datetime.fromisoformat(event["created"]).timestamp()
-
-
-def _between(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else round(second - first, 1)
-
-
-def controller(hosts: int) -> dict[str, float]:
-    """What all runs together cost this machine: CPU seconds and peak memory (MiB) of the commands, by host."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {
-        "cpu_seconds_per_host": round((used.ru_utime + used.ru_stime) / hosts, 2),
-        "peak_mib_of_one_process": round(used.ru_maxrss / 1024, 1),
-    }
-
-
-def report(bad: Mapping[str, Roll], good: Roll, cost: Mapping[str, float]) -> Iterator[str]:
-    if bad:
-        yield f"{'a release that':22} exit  hosts changed  noticed after  old one serves after  of which its start"
-    for name, roll in bad.items():
-        times = "".join(f"{'-' if value is None else f'{value:.1f} s':>{width}}" for value, width in zip(
-            (roll.noticed, roll.back, roll.start), (15, 22, 20), strict=True))  # fmt: skip
-        yield f"{name:22} {roll.exit_code:4}  {roll.changed:13}{times}"
-    sizes = ", ".join(str(len(batch)) for batch in good.batches)
-    yield f"a good release: {good.result} in {good.seconds:.0f} s, in batches of {sizes}"
-    if good.clients:
-        yield "clients: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in good.clients.items())
-    yield "controller: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in cost.items())
+def report(found: Mapping[str, Sequence[Any]], rolled: Mapping[str, Any] | None) -> Iterator[str]:
+    for name, rows in found.items():
+        yield from {"matrix": matrix.report, "killed": killed.report, "bad": bad.report}[name](rows)  # type: ignore[operator]
+    if rolled:
+        sizes = ", ".join(str(len(batch)) for batch in rolled["batches"])
+        yield (
+            f"a good release: {rolled['result']} in {rolled['seconds']:.0f} s, in batches of {sizes}; "
+            f"{rolled['requests']} requests, {rolled['streamed']} of them streamed, {rolled['lost']} lost, usually "
+            f"{rolled['usual_seconds']} s, the longest {rolled['longest_seconds']} s"
+        )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.rollout", description=__doc__)
-    parser.add_argument("--hosts", type=int, default=4, help="lab hosts (default: 4)")
-    parser.add_argument("--batch", default="25%", help="hosts at a time after the canary (default: 25%%)")
+    parser.add_argument("--lab", default="bench", help="the lab's name; one that is up already is used and stays")
+    parser.add_argument("--hosts", type=int, default=3, help="hosts of a lab that is not up yet (default: 3)")
+    parser.add_argument("--batch", default="25%", help="hosts at a time of the good release (default: 25%%)")
+    parser.add_argument("--bad", nargs="*", default=[], metavar="WORDS", help="only the bad releases with these words")
     parser.add_argument("--no-faults", dest="faults", action="store_false", help="only the good release")
-    parser.add_argument("--gateway", action="store_true", help="with a gateway, and clients that ask through it")
-    parser.add_argument("--clients", type=int, default=8, help="clients that ask at a time (default: 8)")
+    parser.add_argument("--clients", type=int, default=8, help="clients of the good release (default: 8)")
     parser.add_argument("--requests", type=int, default=10_000, help="requests at least (default: 10000)")
+    parser.add_argument("--killed", nargs="*", type=int, metavar="EVENT", help="kill at these events, at all for none")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="with --killed: only every Nth event")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="with --killed: begin with the Nth event")
+    cells = "step/fault, a step, or /fault; all for none"
+    parser.add_argument("--matrix", nargs="*", metavar="CELL", help=f"disturb every step in every way: {cells}")
     parser.add_argument("--json", type=Path, help="where the figures go (default: bench/results/)")
     return parser.parse_args(arguments)
 

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops import catalog, registry
+from sglang_ops.addresses import address_of
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.nodes import Group, group_of
 from sglang_ops.planning.questions import repository
+from sglang_ops.rollout import changes, described
 from sglang_ops.spec import Deployment, DeploymentFile, Gateway, check_names, divided, load, load_mapping
 
 FILES_VARIABLE = "sglang_ops_deployment_files"
+BASE_VARIABLE = "sglang_ops_deployment_base"  # where relative paths of these files begin
 _NEWEST = 3  # releases whose tags are compared with that of `latest`
+# What hosts that serve a model together may each have their own of: interfaces, and where things lie.
+OWN = {"env_vars", "mounts", "checkpoint_path"}
 # What a host's variables may say, in the words of the deployment file; one of the first two must be there.
 SECTIONS = ("deployment", "deployments", "env_vars", "execution", "rollout")
 ROLLOUT_VARIABLE = "sglang_ops_rollout"  # what the command line adds: {"options", "resume", "digests"}
@@ -64,6 +69,11 @@ def written(files: Sequence[DeploymentFile]) -> tuple[Deployment, ...]:
     return tuple(found)
 
 
+def base_of(task_vars: Mapping[str, Any]) -> Path:
+    """Where relative paths of the deployment begin: beside its file, else where ansible-playbook was started."""
+    return Path(str(task_vars.get(BASE_VARIABLE) or Path.cwd()))
+
+
 def evaluated_file(task_vars: Mapping[str, Any], templar: Any, deployment: Deployment) -> DeploymentFile:
     """The file that the deployment stands in, for its `evaluation:`. Raises SpecErrors, PreflightError."""
     for path in plain(templar.template(task_vars.get(FILES_VARIABLE) or [])):
@@ -83,19 +93,46 @@ def hubs_of(task_vars: Mapping[str, Any], templar: Any, hf_home: str) -> dict[st
     return {repo: hub_cache(item, settings) for item, repo in named if repo}
 
 
-def group_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> Group | None:
+def group_for(deployment: Deployment, task_vars: Mapping[str, Any], templar: Any) -> Group | None:
     """The group that this host belongs to where the deployment spreads over several hosts. Raises PreflightError."""
     if deployment.nodes == 1:
         return None
     host, playing = str(task_vars["inventory_hostname"]), list(map(str, task_vars["ansible_play_hosts_all"]))
     hosts = group_of(deployment, host, hosts_of(deployment, task_vars), playing)
     others = task_vars["hostvars"]
-    return Group({name: str(others[name].get("ansible_host") or name) for name in hosts})
+    if not task_vars.get(FILES_VARIABLE) or any("deployment_overrides" in others[name] for name in hosts):
+        for name in hosts:
+            if name != host:
+                _agree(deployment, host, name, deployments_of(others[name], templar))
+    return Group({name: address_of(name, others[name]) for name in hosts})
+
+
+def _agree(deployment: Deployment, host: str, other: str, theirs: Sequence[Deployment]) -> None:
+    """Raise PreflightError where `other` would serve something else than `host`, together with which it serves."""
+    name, fix = deployment.service_name, "deployment_overrides and variables of all hosts of a group must be the same."
+    twin = next((item for item in theirs if item.service_name == name), None)
+    if twin is None:
+        raise PreflightError(f"{host} and {other} serve {name} together, and {other} is told of none.", fix=fix)
+    pair = [{key: value for key, value in described(item).items() if key not in OWN} for item in (deployment, twin)]
+    found = changes(*pair)
+    if found:
+        raise PreflightError(f"{host} and {other} serve {name} together, and differ: {'; '.join(found)}.", fix=fix)
 
 
 def _meant_for(deployment: Deployment, task_vars: Mapping[str, Any]) -> bool:
     """Whether the pattern `hosts` of the deployment, read as Ansible reads patterns, names this host."""
     return str(task_vars["inventory_hostname"]) in hosts_of(deployment, task_vars)
+
+
+def left_out(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts that the deployments and their gateways name and that this run, limited as it is, does not look at."""
+    playing = set(map(str, task_vars["ansible_play_hosts_all"]))
+    if len(playing) >= len(task_vars["groups"]["all"]):
+        return []
+    every = written(files)
+    patterns = [item.hosts for item in every] + [item.gateway.hosts for item in every if item.gateway]
+    named = dict.fromkeys(host for pattern in dict.fromkeys(patterns) for host in matching(pattern, task_vars))
+    return [host for host in named if host not in playing]
 
 
 def hosts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
@@ -105,6 +142,13 @@ def hosts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
         fix = "Write a pattern of hosts or groups that the inventory has."
         raise PreflightError(f"hosts: '{deployment.hosts}' of {deployment.service_name} matches no host.", fix=fix)
     return names
+
+
+def servers_of(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> list[str]:
+    """The hosts of this run that a deployment is meant for; hosts that run a gateway and no server are none."""
+    playing = set(map(str, task_vars.get("ansible_play_hosts_all") or ()))
+    named = dict.fromkeys(host for item in written(files) for host in hosts_of(item, task_vars))
+    return [host for host in named if host in playing]
 
 
 def matching(pattern: str, task_vars: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from sglang_ops.errors import ExitCode, LockedError, OpsError, UsageError
 Event = Mapping[str, Any]
 
 # These run on the controller; every other action is one module execution on the host.
-CONTROLLER_ACTIONS = frozenset(
+CONTROLLER_ACTIONS = frozenset({"sglang_together"}) | frozenset(
     f"ansible.builtin.{name}"
     for name in (
         "add_host",
@@ -197,7 +197,7 @@ class RunState:
         action = str(data.get("resolved_action") or data.get("task_action") or "").rpartition(".")[2]
         if action == "sglang_service":
             return self.service_step
-        if action == "group_by":
+        if action in ("group_by", "sglang_together"):  # work of the controller, within another step
             return ""
         if action.startswith("sglang_"):
             return action.removeprefix("sglang_")
@@ -253,7 +253,8 @@ def _failure(
 ) -> Failure:
     if host.failure and not own:
         return host.failure  # the `fail` that ends a rescue says less than what it rescued
-    services = [service for item in own for service in item.get("services") or []]
+    told = [service for item in own for service in item.get("services") or []]
+    services = [service for service in told if isinstance(service, Mapping)]  # the driver's are names alone
     broken: Mapping[str, Any] = next((service for service in services if service.get("ok") is False), {})
     hint = next((item["exit_hint"] for item in own if "exit_hint" in item), result.get("exit_hint"))
     code = HINTS.get(hint, ExitCode.ERROR) if hint is not None else ExitCode.ERROR
@@ -266,6 +267,10 @@ def _failure(
     if code is ExitCode.REFUSED and touched:
         code = ExitCode.ERROR  # an earlier step has changed the host, and "refused" promises that nothing has
     cause = "\n".join(refusals) or locked_out or causes.failure(result)
+    if host.failure and own and own[0]["kind"] == "gateway" and code is ExitCode.NEEDS_HANDS:
+        cause = f"{host.failure.cause} It is behind no gateway: {cause}"  # what failed first is the reason
+    if host.failure and own and own[0]["kind"] == "gate":
+        step = host.failure.step  # what serves after going back is told by the gate, whatever failed
     where = step or host.step or str(data.get("task", ""))
     return Failure(host.name, where, cause, code, tuple(str(line) for line in broken.get("log") or ()))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops import peers
+from sglang_ops.addresses import address_of
 from sglang_ops.peers import Host, Kernels, Model
 
 RESULT = "__sglang_server_result"  # what roles/sglang_server/tasks/plan.yml registers
@@ -29,16 +30,14 @@ def fleet(
 def offers(hostvars: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> dict[tuple[str, str], dict[str, Any]]:
     """What the hosts `names` hold, by repository and revision, as the module `sglang_facts` takes it."""
     held = [item for name in names for item in _plan(hostvars[name]).get("holds", ())]
-    return {
-        (item["repo"], item["revision"]): {key: item[key] for key in ("commit", "bytes", "files")} for item in held
-    }
+    return {(item["repo"], item["revision"]): {key: item[key] for key in ("commit", "bytes", "files")} for item in held}
 
 
 def _host(name: str, variables: Mapping[str, Any], port: int, *, done: bool) -> Host:
     plan = _plan(variables)
     missing = tuple(_model(item) for item in plan.get("models", ()))
     holds = tuple(_model(item) for item in plan.get("holds", ()))
-    address = str(variables.get("sglang_server_peer_address") or variables.get("ansible_host") or name)
+    address = str(variables.get("sglang_server_peer_address") or address_of(name, variables))
     own = int(variables.get("sglang_server_peer_port", port))
     if done:
         missing, holds = (), holds + missing

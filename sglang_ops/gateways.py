@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sglang_ops.action_inputs import FILES_VARIABLE, deployments_of, files_of, matching, written
+from sglang_ops.addresses import address_of
 from sglang_ops.errors import PreflightError
 from sglang_ops.planning import Worker, worker_url
 from sglang_ops.spec import Deployment, Gateway
@@ -63,12 +64,6 @@ def _workers(
             if item.gateway and item.gateway.service_name == gateway and host in served_by(item, task_vars)
         ]
     return tuple(found)
-
-
-def address_of(host: str, variables: Mapping[str, Any]) -> str:
-    """Where other hosts reach this one."""
-    local = variables.get("ansible_connection") == "local"
-    return "127.0.0.1" if local else str(variables.get("ansible_host") or host)
 
 
 def entries_of(task_vars: Mapping[str, Any], templar: Any) -> list[dict[str, str]]:

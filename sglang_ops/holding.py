@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import fcntl
-import getpass
 import json
 import os
 import select
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops import content
+from sglang_ops import identity as operator
 from sglang_ops.ansible_action import PROGRESS_VARIABLE
 
 FREED_SECONDS = 6.0
@@ -118,19 +118,13 @@ def holder(interpreter: str, asked: Mapping[str, Any]) -> tuple[str, str]:
 def identity(playbook: str) -> dict[str, Any]:
     """Who is at work, as it is shown to others. `playbook` is what is played."""
     run = Path(os.environ.get(PROGRESS_VARIABLE, "")).parent.name
-    user = os.environ.get("SUDO_USER") or getpass.getuser()
     return {
-        "who": f"{user}@{socket.gethostname()}",
+        "who": operator.who(),
         "controller": socket.gethostname(),
         "pid": os.getppid(),
         "verb": Path(playbook).stem.replace("_", " "),
         "run": run,
     }
-
-
-def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether both are of one ansible-playbook."""
-    return all(one.get(key) == other.get(key) for key in ("controller", "pid", "run"))
 
 
 def described(held: Mapping[str, Any], now: float | None = None) -> str:

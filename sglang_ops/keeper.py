@@ -18,11 +18,12 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sglang_ops import processes
+from sglang_ops import lock_order, processes
 
 BEAT_SECONDS = 5
 BEGIN_SECONDS = 60  # in which a connection must bring the holder to speak
@@ -31,8 +32,60 @@ END_SECONDS = 5
 UNREACHED = 255  # ssh's own exit code
 TOLD_BYTES = 4000
 LINE_BYTES = 1 << 20
+STUCK_SECONDS = 2  # without a worker for the host that is next: Ansible has none left for it, or it needs no lock
+SKIPPED = {"skipped": True}
 Answer = dict[str, Any]
 Tell = Callable[[Answer], None]
+
+
+class Turns:
+    """Hosts are connected all at once, and locked one after the other, in an order that is everyone's.
+
+    So of two operators whose hosts overlap exactly one gets all of its own: who meets the other on a host has all of
+    its hosts before that one, and the other can only be stopped on one after it. After the first host that somebody
+    else has, none is locked any more. It also keeps operators who wait from waiting for each other.
+    """
+
+    def __init__(self) -> None:
+        self._left: list[str] = []
+        self._asked: set[str] = set()
+        self._planned = False
+        self._moved = 0.0
+        self._change = asyncio.Condition()
+        self.refused = False
+
+    def plan(self, hosts: Sequence[str]) -> None:
+        """`hosts` in their order: those of which each is expected to ask."""
+        self._left = [host for host in hosts if host not in self._asked]
+        self._planned = True
+
+    def ask(self, host: str) -> None:
+        if self._planned and host not in self._asked | {*self._left}:  # one that changes because of its group
+            self._left = lock_order.ordered([*self._left, host])
+        self._asked.add(host)
+        self._moved = asyncio.get_running_loop().time()
+
+    async def mine(self, host: str) -> bool:
+        """Wait until it is the turn of `host`; False where somebody else has one of the hosts before it."""
+        async with self._change:
+            while not self.refused and host in self._left and self._left[0] != host:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._change.wait(), STUCK_SECONDS / 2)
+                self._pass_over()
+        return not self.refused
+
+    def _pass_over(self) -> None:
+        """Do not wait for hosts that will not ask."""
+        if asyncio.get_running_loop().time() - self._moved > STUCK_SECONDS:
+            while self._left and self._left[0] not in self._asked:
+                del self._left[0]
+
+    async def had(self, host: str, answer: Answer) -> None:
+        async with self._change:
+            self.refused = self.refused or bool(answer.keys() & {"busy", "unfinished"})
+            self._left = [other for other in self._left if other != host]
+            self._moved = asyncio.get_running_loop().time()
+            self._change.notify_all()
 
 
 class Grip:
@@ -41,21 +94,26 @@ class Grip:
     def __init__(self, request: Answer) -> None:
         self.host = str(request["host"])
         self._request = request
+        self._until = time.monotonic() + float(request.get("wait") or 0)
+        self._ready = False
         self._process: asyncio.subprocess.Process | None = None
         self._told = b""
         self.held: Answer | None = None
 
-    async def take(self, tell: Tell) -> Answer:
-        """Lock the host, passing on what is waited for. Returns the last line: held, busy, unfinished or ended."""
+    async def take(self, tell: Tell, turn: Callable[[], Awaitable[bool]] | None = None) -> Answer:
+        """Lock the host when `turn` says so, passing on what is waited for.
+
+        Returns the last line: held, busy, unfinished or ended; skipped where `turn` says no.
+        """
         for attempt in (1, 2):
-            answer = await self._attempt(tell)
+            answer = await self._attempt(tell, turn)
             if answer.get("ended") != UNREACHED or attempt == 2:  # like ansible.cfg: one more try
                 break
         self.held = answer if "held" in answer else None
         return answer
 
-    async def _attempt(self, tell: Tell) -> Answer:
-        self._told = b""
+    async def _attempt(self, tell: Tell, turn: Callable[[], Awaitable[bool]] | None) -> Answer:
+        self._told, self._ready = b"", False
         self._process = process = await asyncio.create_subprocess_exec(
             *self._request["argv"],
             stdin=asyncio.subprocess.PIPE,
@@ -81,6 +139,12 @@ class Grip:
                 self._send(str(self._request["input"]).encode())
             with contextlib.suppress(ValueError):
                 said = json.loads(line)
+                if "ready" in said:
+                    self._ready = True
+                    if turn and not await turn():
+                        return SKIPPED
+                    self._send(b"%.3f!" % max(0.0, self._until - time.monotonic()))
+                    continue
                 if not said.keys() & {"waiting", "settling"}:
                     return dict(said)
                 patience = None
@@ -106,7 +170,9 @@ class Grip:
             self._process.stdin.write(data)
 
     def beat(self) -> None:
-        self._send(b"\n")
+        """Say that the run lives; not before the holder can hear it, for sudo may be asking for its password."""
+        if self._ready:
+            self._send(b"\n")
 
     async def lost(self) -> bool:
         """Wait until the holder is gone; True if somebody has released it by force."""
@@ -137,7 +203,8 @@ class Keeper:
         self._owner, self._life = owner, life
         self._birth = processes.born(owner)
         self._grips: dict[str, Grip] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._one: dict[str, asyncio.Lock] = {}
+        self._turns = Turns()
         self._watches: set[asyncio.Task[None]] = set()
 
     async def run(self, listener: socket.socket) -> None:
@@ -169,18 +236,25 @@ class Keeper:
         def tell(line: Answer) -> None:
             writer.write(json.dumps(line).encode() + b"\n")
 
-        async with self._turns.setdefault(str(request["host"]), asyncio.Lock()):
-            known = self._grips.get(str(request["host"]))
+        if "hosts" in request:
+            self._turns.plan(request["hosts"])
+        host = str(request["host"])
+        self._turns.ask(host)
+        async with self._one.setdefault(host, asyncio.Lock()):
+            known = self._grips.get(host)
             if known and known.held:
-                tell({**known.held, "already": True})
+                answer = {**known.held, "already": True}
             else:
-                grip = self._grips[str(request["host"])] = Grip(request)
-                answer = await grip.take(tell)
+                grip = self._grips[host] = Grip(request)
+                answer = await grip.take(tell, lambda: self._turns.mine(host))
                 if grip.held:
                     self._watch(grip)
                 else:
                     await grip.end()
-                tell(answer)
+                if same_run(answer.get("busy") or {}, request.get("identity") or {}):  # one machine with two names
+                    answer = {"held": answer["busy"], "before": "", "already": True}
+            await self._turns.had(host, answer)
+            tell(answer)
         with contextlib.suppress(OSError):
             await writer.drain()
         writer.close()
@@ -209,6 +283,11 @@ class Keeper:
                 stream.write(json.dumps({"host": host, "step": "lock", "lost": why}) + "\n")
         if processes.lives(self._owner, self._birth):
             os.kill(self._owner, signal.SIGINT)
+
+
+def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both are of one ansible-playbook."""
+    return bool(one) and all(one.get(key) == other.get(key) for key in ("controller", "pid", "run"))
 
 
 def _left_behind(pipe: int) -> dict[int, str]:

@@ -50,6 +50,8 @@ class Service:
     port: int
     endpoint: str
     outage: str
+    way: str
+    way_why: str
     memory: Mapping[str, Any] | None
     unit_diff: str
 
@@ -134,6 +136,8 @@ def _service(item: Mapping[str, Any], steps: tuple[Step, ...]) -> Service:
         port=int(item["port"]),
         endpoint=str(item["endpoint"]),
         outage=str(item["outage"]),
+        way=str(item.get("way") or ""),
+        way_why=str(item.get("way_why") or ""),
         memory=item.get("memory"),
         unit_diff=unit_diff(name, item.get("deployed_unit"), item.get("unit")),
     )

@@ -81,7 +81,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Deployed:
-    """The result of deploy, restart, stop and remove."""
+    """The result of deploy, restart, stop and remove. `left_out` are hosts of the deployment that --limit kept out."""
 
     hosts: tuple[Host, ...]
     steps: tuple[PlannedStep, ...]
@@ -92,6 +92,7 @@ class Deployed:
     check: bool = False
     interrupted: bool = False
     rolled: Rolled | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def from_run(
@@ -112,6 +113,9 @@ class Deployed:
             check=check,
             interrupted=interrupted,
             rolled=rolled,
+            left_out=next(
+                (tuple(told) for host in state.hosts.values() if (told := host.result("plan").get("left_out"))), ()
+            ),
         )
 
     @property
@@ -132,6 +136,7 @@ class Deployed:
             "steps": [asdict(step) for step in self.steps],
             "warnings": list(self.warnings),
             "rollout": self.rolled.as_dict() if self.rolled and not self.check else None,
+            "left_out": list(self.left_out),
             "seconds": self.seconds,
             "run": self.run,
         }
@@ -206,10 +211,9 @@ class Status:
         servers = {row["host"] for row in services if row.get("kind") != "gateway"}
         answered = [host.name for host in state.hosts.values() if host.results.get("status")]
         answered = [name for name in answered if name in servers or name not in fronts]
-        differing = drift(services, answered)
-        return cls(
-            services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), tagged("gateways"), differing
-        )
+        fronted = tagged("gateways")
+        differing = drift(services, answered, fronted)
+        return cls(services, tagged("unmanaged"), state.exit_code(), tuple(state.failures), fronted, differing)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -251,9 +255,10 @@ def _services(host: HostState, *, check: bool) -> Iterator[Service]:
         begun = check or service.get("action") in UNTOUCHED
         waits = {"action": "pending", "release": service.get("deployed_release")}
         merged[service["name"]] = {**service, **({} if begun else waits)}
-    for service in host.result("service").get("services") or []:
+    known = set(merged)
+    for service in _told(host, "service", known):
         merged.setdefault(service["name"], {}).update(service)
-    for service in host.result("gate").get("services") or []:
+    for service in _told(host, "gate", known):
         entry = merged.setdefault(service["name"], {})
         entry["healthy"] = bool(service["ok"] or service.get("rolled_back_to"))
         entry["release"] = service.get("rolled_back_to") or service.get("release") or entry.get("release")
@@ -268,6 +273,12 @@ def _services(host: HostState, *, check: bool) -> Iterator[Service]:
             action=str(entry.get("action", "none")),
             outage=str(entry.get("outage") or ""),
         )
+
+
+def _told(host: HostState, kind: str, known: set[str]) -> Iterator[Mapping[str, Any]]:
+    """What the results of a kind say of services, in their order; of those that were planned, if any were."""
+    for result in host.results.get(kind, ()):
+        yield from (item for item in result.get("services") or () if not known or item["name"] in known)
 
 
 def _steps(host: HostState, run: RunState) -> Iterator[PlannedStep]:

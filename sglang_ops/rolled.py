@@ -28,7 +28,8 @@ class Rolled:
     @classmethod
     def from_run(cls, state: RunState, seconds: float) -> Rolled | None:
         """None where no host was to change, or none could."""
-        changing = [host for host in state.hosts.values() if _changes(host)]
+        due = [host for host in state.hosts.values() if _changes(host)]
+        changing = [host for host in due if _changes(host, "gateway")] or due  # gateways change before, by themselves
         if not changing or state.exit_code() in (ExitCode.REFUSED, ExitCode.LOCKED):
             return None
         batches: dict[str, list[str]] = {}
@@ -46,9 +47,14 @@ class Rolled:
         return asdict(self)
 
 
-def _changes(host: HostState) -> bool:
+def _changes(host: HostState, but: str = "") -> bool:
+    """Whether a service of the host changes, other than those of the kind `but`."""
     services = (host.result("plan").get("plan") or host.result("target")).get("services") or ()
-    return any(item.get("action") != "none" for item in services)
+    return any(item.get("action") != "none" and _kind(item) != but for item in services)
+
+
+def _kind(item: Mapping[str, Any]) -> str:
+    return str(item.get("kind") or (item.get("gate") or {}).get("kind") or "server")
 
 
 def _touched(host: HostState) -> bool:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sglang_ops.groups import units
 from sglang_ops.planning.settings import fingerprint
 from sglang_ops.spec import Deployment, EnvValue
 from sglang_ops.spec.model import is_secret
@@ -58,7 +59,8 @@ def _number(batch: int | str, hosts: int) -> int:
 def stops(failed: int, had_turn: int, canary: int, max_failures: int) -> bool:
     """Whether no further batch may begin. One failure of the canary is enough; later `max_failures` are bearable.
 
-    `had_turn` is how many hosts have had their turn: right after the canary's, as many as it has hosts.
+    `had_turn` is how many hosts have had their turn: right after the canary's, as many as it has hosts. Hosts that
+    serve a model together count as one.
     """
     return failed > (0 if had_turn <= canary else max_failures)
 
@@ -75,29 +77,36 @@ def plans_of(names: Sequence[str], hostvars: Hostvars) -> Iterator[Mapping[str, 
 def sizes_for(names: Sequence[str], hostvars: Hostvars) -> list[int]:
     """The batches of the hosts `names`, from what was planned for them."""
     canary, batch, serving = _settings(names, hostvars)
-    unit = unit_of(names, hostvars)
-    return [size * unit for size in batch_sizes(len(names) // unit, canary, batch, serving=serving)]
+    return grouped_sizes(units(names, hostvars), canary, batch, serving=serving)
 
 
-def unit_of(names: Sequence[str], hostvars: Hostvars) -> int:
-    """How many hosts change together, whatever the batch: all of a group where a model spreads over several (nodes).
+def grouped_sizes(
+    parts: Sequence[Sequence[str]], canary: int | None, batch: int | str | None, *, serving: bool
+) -> list[int]:
+    """`batch_sizes` where hosts that serve a model together count as one, in numbers of hosts."""
+    sizes, left = [], list(parts)
+    for size in batch_sizes(len(parts), canary, batch, serving=serving):
+        sizes.append(sum(map(len, left[:size])))
+        left = left[size:]
+    return sizes
 
-    All of `names` where groups change that are not whole.
-    """
-    size = max((int(rollout_of(plan).get("unit") or 1) for plan in plans_of(names, hostvars)), default=1)
-    return size if names and len(names) % size == 0 else max(1, len(names))
+
+def sizes_back(names: Sequence[str], batch: int | str, hostvars: Hostvars) -> list[int]:
+    """The batches of hosts that go back, all alike."""
+    return grouped_sizes(units(names, hostvars), 0, batch, serving=True)
 
 
 def stops_for(names: Sequence[str], left: Sequence[str], hostvars: Hostvars) -> bool:
     """`stops` for the hosts `names` of a play, of which those `left` have not failed."""
-    failed = len(set(names) - set(left))
-    if not failed:
+    lost = set(names) - set(left)
+    if not lost:
         return False
     canary, batch, serving = _settings(names, hostvars)
     plan = next(plans_of(names, hostvars), {})
-    had_turn = sum(bool(hostvars[name].get(TURN)) for name in names)
-    unit = unit_of(names, hostvars)
-    first = canary_of(len(names) // unit, canary, batch, serving=serving) * unit
+    parts = units(names, hostvars)
+    failed = sum(bool(lost.intersection(part)) for part in parts)
+    had_turn = sum(any(hostvars[name].get(TURN) for name in part) for part in parts)
+    first = canary_of(len(parts), canary, batch, serving=serving)
     return stops(failed, had_turn, first, int(rollout_of(plan).get("max_failures") or 0))
 
 
@@ -109,7 +118,7 @@ def _settings(names: Sequence[str], hostvars: Hostvars) -> tuple[int | None, int
 
 def order_for(names: Sequence[str], hostvars: Hostvars) -> str:
     """The order of the hosts, in Ansible's words; hosts that serve a model together stay together."""
-    if unit_of(names, hostvars) > 1:
+    if len(units(names, hostvars)) < len(names):
         return "inventory"
     return str(rollout_of(next(plans_of(names, hostvars), {})).get("order") or "inventory")
 
@@ -140,6 +149,53 @@ def returning(services: Sequence[Mapping[str, Any]], passed: Sequence[str]) -> l
 def _goes_back(item: Mapping[str, Any]) -> bool:
     unproven = item["action"] == "check" and item.get("deployed_stable") != item["release"]
     return item["action"] in ("start", "restart") or unproven
+
+
+def digests_of(names: Sequence[str], hostvars: Hostvars) -> dict[str, str]:
+    """The digest, by image, with which a roll-out of the same file began that the hosts `names` have not finished.
+
+    It goes on with that, wherever the tag is by now, so that a fleet never runs two. One that failed on a host is over.
+    """
+    told = [rollout_of(plan) for plan in plans_of(names, hostvars)]
+    kept = {ref: image for rollout in told for ref, image in (rollout.get("digests") or {}).items()}
+    failed = {identity for rollout in told for identity in rollout.get("failed") or ()}
+    records = [record for rollout in told for record in rollout.get("unfinished") or ()]
+    for record in sorted(records, key=lambda record: int(record["started"])):
+        if record["id"] not in failed:
+            kept.setdefault(record["ref"], record["image"])
+    return kept
+
+
+def moved_for(names: Sequence[str], hostvars: Hostvars) -> bool:
+    """Whether one of the hosts has been planned with another digest than those of `digests_of`."""
+    planned = [rollout_of(plan).get("images") or {} for plan in plans_of(names, hostvars)]
+    began = digests_of(names, hostvars)
+    return any(found.get(ref, image) != image for ref, image in began.items() for found in planned)
+
+
+def moved(earlier: Mapping[str, Any], images: Mapping[str, str]) -> list[str]:
+    """What is said where a roll-out goes on with digests, `images`, that its tags have left since.
+
+    `earlier` is the plan that was made of this host before in this run, empty where there is none.
+    """
+    before = rollout_of(earlier)
+    planned = before.get("images") or {}
+    return list(before.get("moved") or ()) + [
+        f"A roll-out of this file has not finished: it goes on with the image that it began with ({_digest(image)}). "
+        f"{ref} is {_digest(planned[ref])} by now; deploy once more for that."
+        for ref, image in images.items()
+        if planned.get(ref, image) != image
+    ]
+
+
+def _digest(image: str) -> str:
+    return image.partition("@")[2][:19]
+
+
+def stayed(failure: Mapping[str, Any]) -> bool:
+    """Whether a host failed because its services could not leave a gateway: then they have not been touched."""
+    told = (item.get("sglang_ops") or {} for item in (failure, *(failure.get("results") or ())))
+    return any(report.get("state") == "left" and report.get("failed") for report in told)
 
 
 def rollout_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from sglang_ops import rollout
+from sglang_ops import identity, rollout
 from sglang_ops.errors import PreflightError
 from sglang_ops.planning import HostFacts, Settings, Wanted
+from sglang_ops.planning.facts import Service
 from sglang_ops.spec import Deployment, DeploymentFile, Rollout
 from sglang_ops.spec.messages import problem
 from sglang_ops.spec.yamlfile import Document
 
 MARGIN_SECONDS = 300
+_NO_SERVICE = Service(name="")
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,24 @@ class RunRollout:
         return cls(
             settings=settings,
             identity=rollout.identity(str(given["run"])),
-            who=who(),
+            who=identity.who(),
             started=int(given.get("started") or time.time()),
             digests=given.get("digests") or {},
             resume=bool(given.get("resume")),
         )
 
+    def going_on(self, names: Sequence[str], hostvars: rollout.Hostvars) -> RunRollout:
+        """With the digests of a roll-out that the hosts `names`, all planned by now, have not finished."""
+        return self if self.digests else replace(self, digests=rollout.digests_of(names, hostvars))
+
     @property
-    def timeouts(self) -> dict[str, int]:
-        """Those of the role's variables that the roll-out sets; the unit keeps its own drain_timeout."""
-        named = {"soak": self.settings.soak, "start_timeout": self.settings.start_timeout}
+    def timeouts(self) -> dict[str, int | str]:
+        """What shapes a plan beside the role's variables; the unit keeps its own drain_timeout."""
+        named = {
+            "soak": self.settings.soak,
+            "start_timeout": self.settings.start_timeout,
+            "surge": None if self.settings.surge == "auto" else self.settings.surge,
+        }
         return {name: value for name, value in named.items() if value is not None}
 
     def check_size(self, hosts: int) -> None:
@@ -82,7 +89,9 @@ class RunRollout:
                 found.append(f"The file has changed since the roll-out began: {what}. {fix}")
         return found
 
-    def of_host(self, wanted: Sequence[Wanted], services: Sequence[Any], settings: Settings) -> dict[str, Any]:
+    def of_host(
+        self, wanted: Sequence[Wanted], services: Sequence[Any], settings: Settings, facts: HostFacts
+    ) -> dict[str, Any]:
         """What the tasks of a host need: the settings, and the record by service that it keeps until it is done."""
         images = {item.name: item.image.digest_ref for item in wanted}
         described = {item.name: rollout.described(item.deployment) for item in wanted}
@@ -91,12 +100,20 @@ class RunRollout:
         common = {"id": self.identity, "who": self.who, "started": self.started}
         return {
             **self.settings.model_dump(include={"canary", "batch", "max_failures", "order", "auto_rollback"}),
-            "unit": max((item.deployment.nodes for item in wanted), default=1),
             "gate": self.settings.gate.model_dump() if self.settings.gate else {},
             "drain_timeout": drain,
             # By then a host has been changed, or has failed and gone back.
             "rejoin": drain + 2 * settings.start_timeout + settings.soak + MARGIN_SECONDS,
             "change": {"who": self.who, "rollout": self.identity},
+            "digests": dict(self.digests),
+            "unfinished": [
+                {"id": record["id"], "ref": record["ref"], "image": record["image"], "started": record["started"]}
+                for name, file in described.items()
+                for record in [(facts.service(name) or _NO_SERVICE).rollout]
+                if record and record.get("file") == file and record.get("ref")
+            ],
+            "failed": sorted({one for service in facts.services for one in service.failed_rollouts}),
+            "images": {item.image.ref: item.image.digest_ref for item in wanted},
             "records": {
                 name: {**common, "image": images[name], "ref": ref_of(wanted, name), "file": described[name]}
                 for name in changing
@@ -107,11 +124,6 @@ class RunRollout:
 
 def ref_of(wanted: Sequence[Wanted], name: str) -> str:
     return next(item.image.ref for item in wanted if item.name == name)
-
-
-def who() -> str:
-    """Who changes hosts, and from where, for whoever looks later."""
-    return f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{socket.gethostname()}"
 
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:

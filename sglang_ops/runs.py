@@ -14,7 +14,6 @@ Secrets: the values known to the caller are replaced in everything that is writt
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import secrets
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+
+from sglang_ops import identity
 
 KEPT_CHANGES = 200  # newest runs kept of the verbs that change hosts
 KEPT_READS = 50  # and of those that only look: a status every minute must not push the deploys out
@@ -100,8 +101,7 @@ class RunFolder:
         path.mkdir(mode=0o700)
         _prune(root, keep=path)
         folder = cls(path, hidden)
-        who = os.environ.get("SUDO_USER") or getpass.getuser()
-        record = RunRecord(path.name, verb, now.isoformat("T", "seconds"), who, tuple(inventory))
+        record = RunRecord(path.name, verb, now.isoformat("T", "seconds"), identity.user(), tuple(inventory))
         folder.write_json("run.json", {key: value for key, value in record.as_dict().items() if value is not None})
         return folder
 

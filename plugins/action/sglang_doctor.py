@@ -20,6 +20,7 @@ except ImportError:  # plain ansible-playbook in a checkout
 
 from sglang_ops import catalog
 from sglang_ops.action_inputs import FILES_VARIABLE, SECTIONS, deployments_of, group_for, hub_token, plain, resolve_once
+from sglang_ops.addresses import address_of
 from sglang_ops.errors import OpsError
 from sglang_ops.gateways import gateways_of
 from sglang_ops.planning import HostFacts, ResolvedImage, Secrets, Settings, Wanted, questions
@@ -47,7 +48,7 @@ class ActionModule(ActionBase):
         groups: dict[str, Group | None] = {}
         try:
             deployments, in_front = self._deployments(task_vars)
-            groups = {item.service_name: group_for(item, task_vars) for item in deployments}
+            groups = {item.service_name: group_for(item, task_vars, self._templar) for item in deployments}
         except OpsError as error:
             deployments, in_front = (), False
             told = [Finding("deployment", error.message, error.fix or "Correct the deployment file.")]
@@ -63,7 +64,7 @@ class ActionModule(ActionBase):
         if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
             return result | dict(answer)
         host = str(task_vars["inventory_hostname"])
-        address = str(task_vars.get("ansible_host") or host)
+        address = address_of(host, task_vars)
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
         machine = Machine.model_validate(answer["machine"])
         wanted, unresolved = _wanted(deployments, images, facts, groups)

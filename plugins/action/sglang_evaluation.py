@@ -19,7 +19,7 @@ from sglang_ops.action_inputs import deployments_of, evaluated_file, hosts_of, p
 from sglang_ops.bundle import receive
 from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.evaluation import harness, run
-from sglang_ops.planning import Settings
+from sglang_ops.planning import ResolvedImage, Settings
 from sglang_ops.planning.command import Mount
 from sglang_ops.saving import shown
 from sglang_ops.sending import SendingAction
@@ -40,7 +40,7 @@ class ActionModule(SendingAction):
         variables = task_vars or {}
         given = plain(self._task.args)
         try:
-            if given["do"] == "started":
+            if given["do"] in ("started", "described"):
                 return result | self._start(given, variables)
             return result | self._other(given, variables)
         except OpsError as error:
@@ -53,39 +53,56 @@ class ActionModule(SendingAction):
         deployment = next((item for item in deployments if item.service_name == work["job"]["deployment"]), None)
         if deployment is None:  # it is meant for other hosts
             return {"changed": False, "sglang_ops": {"kind": "evaluation", "runs": [], "executions": 0}}
-        ref = work["image"] or given["image"]
-        if not ref:
-            raise PreflightError(NO_IMAGE % "0.4.13")
+        if given["do"] == "described":
+            return self._describe(work, deployment, variables)
         settings = Settings.model_validate(given["settings"])
-        image = resolve_once(ref, settings, Path(C.DEFAULT_LOCAL_TMP))
-        asked = {"ref": image.ref, "digest_ref": image.digest_ref, "size_bytes": image.size_bytes}
         engine = settings.container_engine
-        pulled = self.execute_with_progress("sglang_image", {"engine": engine, "images": [asked]}, variables)
+        images = [self._image(ref or given["image"], settings) for ref in work["images"]]
+        asked = [{"ref": one.ref, "digest_ref": one.digest_ref, "size_bytes": one.size_bytes} for one in images]
+        pulled = self.execute_with_progress("sglang_image", {"engine": engine, "images": asked}, variables)
         if pulled.get("failed") or pulled.get("unreachable"):
             return pulled
         file = evaluated_file(variables, self._templar, deployment)
         tasks = self._shared(work["job"], deployment, variables)
-        job = dict(work["job"], host=host, image=image.digest_ref, tasks=tasks)
+        digests = [one.digest_ref for one in images]
+        job = dict(work["job"], host=host, images=digests, tasks=tasks)
         container = harness.Container(
-            run=work["run"], service=deployment.service_name, image=image.digest_ref, engine=engine,
+            run=work["run"], service=deployment.service_name, images=digests, engine=engine,
             hf_home=given["hf_home"], mounts=[Mount(*mount) for mount in work["mounts"]],
             environment={"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if job["offline"] else {},
         )  # fmt: skip
         files = {name: Path(path).read_bytes() for name, path in work["files"].items()}
+        script = container.script()
+        programs = {"agent.pyz": harness.program()} | ({harness.SCRIPT: script.encode()} if script else {})
         arguments = {
             "state": "started",
             "run": work["run"],
             "job": job | {"unit": container.unit_name},
             "unit": container.unit(),
-            "files": {
-                name: base64.b64encode(content).decode()
-                for name, content in {**files, "agent.pyz": harness.program()}.items()
-            },
-            "secrets": run.environment(file, deployment),
+            "files": {name: base64.b64encode(content).decode() for name, content in {**files, **programs}.items()},
+            "secrets": run.environment(file, deployment, Path(work["base"])),
         }
         done = self.execute_with_progress("sglang_evaluation", arguments, variables)
         done.get("sglang_ops", {})["executions"] = 2
         return done | {"changed": bool(done.get("changed") or pulled.get("changed"))}
+
+    def _describe(self, work: dict[str, Any], deployment: Deployment, variables: dict[str, Any]) -> dict[str, Any]:
+        """What the servers of this host allow, and where the controller finds them."""
+        file = evaluated_file(variables, self._templar, deployment)
+        secrets = run.environment(file, deployment, Path(work["base"]))
+        arguments = {"state": "described", "run": work["run"], "job": work["job"], "secrets": secrets}
+        done = self.execute_with_progress("sglang_evaluation", arguments, variables)
+        for one in (done.get("sglang_ops") or {}).get("runs", []):
+            for server in one["job"]["upstreams"]:
+                if server["address"] == "127.0.0.1":  # of a server that listens on every address
+                    server["address"] = str(variables.get("ansible_host") or server["address"])
+        return done | {"changed": False}
+
+    @staticmethod
+    def _image(ref: str, settings: Settings) -> ResolvedImage:
+        if not ref:
+            raise PreflightError(NO_IMAGE % "0.4.13")
+        return resolve_once(ref, settings, Path(C.DEFAULT_LOCAL_TMP))
 
     @staticmethod
     def _shared(job: dict[str, Any], deployment: Deployment, variables: dict[str, Any]) -> list[dict[str, Any]]:

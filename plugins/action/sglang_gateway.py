@@ -37,7 +37,7 @@ class ActionModule(ActionBase):
         if answer.get("unreachable"):
             host = self._task.delegate_to or variables.get("inventory_hostname")
             message = f"{host}, which runs {arguments['service']}, cannot be reached: {answer.get('msg')}"
-            if arguments.get("state", "joined") not in ("left", "drained"):
+            if arguments.get("state", "joined") not in ("left", "drained", "gone"):
                 return result | {"failed": True, "changed": False, "msg": message}
             report = {"kind": "gateway", "service": arguments["service"], "workers": [], "warnings": [message]}
             return result | {"changed": False, "sglang_ops": report}

@@ -28,7 +28,8 @@ LIFE = holding.Life()
 
 class ActionModule(ActionBase):
     """Arguments: `state` (held, query, released), `wait` and `settle` in seconds, `planned`: the generation of the
-    lock when the host was planned. Held already by this run, it costs nothing."""
+    lock when the host was planned, `hosts`: those that will ask, in their order. Held already by this run, it costs
+    nothing."""
 
     TRANSFERS_FILES = False
     _requires_connection = True
@@ -53,6 +54,7 @@ class ActionModule(ActionBase):
             "identity": holding.identity(str(context.CLIARGS["args"][0])),
             "wait": float(given.get("wait") or 0),
             "settle": float(given.get("settle") or 0),
+            "turn": True,
         }
         told: list[str] = []
 
@@ -63,13 +65,15 @@ class ActionModule(ActionBase):
             told.append(detail)
 
         command, text = holding.holder(self._interpreter(variables), asked)
-        request = {"host": host, "input": text, **self._reach(command)}
+        request = {"host": host, "input": text, **asked, **self._reach(command)}
+        if "hosts" in given:
+            request["hosts"] = given["hosts"]
         answer = holding.ask(LIFE.keeper(Path(C.DEFAULT_LOCAL_TMP)), request, heard)
         own: dict[str, Any] = {"kind": "lock", "executions": 0 if answer.get("already") else 1}
         if "held" in answer:
-            moved = bool(given.get("planned")) and given["planned"] != answer["before"]
+            moved = bool(given.get("planned")) and answer["before"] not in ("", given["planned"])
             return {"changed": False, "moved": moved, "sglang_ops": own}
-        if "busy" in answer and holding.same_run(answer["busy"], asked["identity"]):  # one machine with two names
+        if "skipped" in answer:  # somebody has a host before this one, which says so
             return {"changed": False, "moved": False, "sglang_ops": own}
         if "busy" in answer:
             own["holder"] = answer["busy"]

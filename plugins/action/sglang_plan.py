@@ -16,20 +16,26 @@ try:
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sglang_ops import catalog
+from sglang_ops import catalog, rollout
 from sglang_ops.action_inputs import (
     ROLLOUT_VARIABLE,
+    base_of,
+    evaluated_file,
     files_of,
     group_for,
     hub_token,
+    left_out,
     meant_for,
     plain,
     resolve_once,
+    servers_of,
     tagged,
 )
+from sglang_ops.addresses import address_of
 from sglang_ops.errors import OpsError
 from sglang_ops.fleet import RESULT, offers
-from sglang_ops.gateways import address_of, before, gateways_of
+from sglang_ops.gateways import before, gateways_of
+from sglang_ops.groups import plans_of_mates
 from sglang_ops.planning import (
     HostFacts,
     ResolvedImage,
@@ -42,6 +48,7 @@ from sglang_ops.planning import (
 )
 from sglang_ops.planning.nodes import placed
 from sglang_ops.planning.questions import with_repository
+from sglang_ops.planning.together import NOTHING, due
 from sglang_ops.registry import RegistryUnreachable
 from sglang_ops.rollout_run import RunRollout
 
@@ -52,7 +59,10 @@ WITHOUT_REGISTRY = "Where there is none, bring the image with `sglang-ops images
 
 
 class ActionModule(ActionBase):
-    """`sglang_plan`: arguments are the settings of the role; returns the plan as `sglang_ops.plan`."""
+    """`sglang_plan`: arguments are the settings of the role; returns the plan as `sglang_ops.plan`.
+
+    With `mates`, hosts that serve a model together have been planned, and each does what the others need.
+    """
 
     TRANSFERS_FILES = False
     _requires_connection = True
@@ -70,12 +80,22 @@ class ActionModule(ActionBase):
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         files = files_of(task_vars, self._templar)
         deployments = meant_for(files, task_vars)
-        groups = {item.service_name: group_for(item, task_vars) for item in deployments}
+        groups = {item.service_name: group_for(item, task_vars, self._templar) for item in deployments}
         fronts = gateways_of(task_vars, self._templar)
-        given = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
-        run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | given)
-        run.check_size(len(task_vars.get("ansible_play_hosts_all") or ()))
-        settings = Settings.model_validate(plain(self._task.args) | run.timeouts)
+        asked_for = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
+        run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | asked_for)
+        run.check_size(len(servers_of(files, task_vars)))
+        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
+        if earlier:
+            run = run.going_on(list(task_vars["ansible_play_hosts_all"]), task_vars["hostvars"])
+        given = {key: value for key, value in plain(self._task.args).items() if key != "mates"}
+        settings = Settings.model_validate(given | run.timeouts)
+        if run.settings.gate and run.settings.gate.policy:
+            from sglang_ops.evaluation import release_gate
+
+            for item in deployments:
+                file = evaluated_file(task_vars, self._templar, item)
+                release_gate.read(run.settings.gate.model_dump(), file, item, base_of(task_vars))
         named = [item.image for item in deployments] + [gateway.image for gateway, _, _ in fronts]
         resolved = {image: self._image(image, settings, run.digests.get(image)) for image in dict.fromkeys(named)}
         servers = [resolved[item.image][0] for item in deployments]
@@ -84,7 +104,6 @@ class ActionModule(ActionBase):
         asked = questions(deployments, settings, known, [gateway for gateway, _, _ in fronts])
         asked["images"] += [image.digest_ref for image in others if image and image not in known]
         asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
-        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
         in_vain = _offer(asked["models"], earlier, task_vars)
         if in_vain:
             return self._refused(in_vain)
@@ -97,12 +116,15 @@ class ActionModule(ActionBase):
         address = address_of(host, task_vars)
         facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
         chosen = _Images(resolved, settings, facts)
+        mates = plans_of_mates(groups.values(), task_vars) if self._task.args.get("mates") else {}
         wanted = [
             Wanted(
                 placed(item, group, facts) if group else item,
                 image,
                 Secrets.of(item, os.environ),
                 before(item, task_vars),
+                group.hosts if group else (),
+                due(item.service_name, group.hosts, host, mates) if group else NOTHING,
             )
             for item in deployments
             for group in [groups[item.service_name]]
@@ -122,10 +144,12 @@ class ActionModule(ActionBase):
         if made["errors"]:
             more = settings.peer_port and len(task_vars["ansible_play_hosts"]) > 1
             return _deferred(made) if made["undecided"] and more and not earlier else self._refused(made["errors"])
-        made["rollout"] = run.of_host(wanted, made["services"], settings)
-        made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings)]
+        made["rollout"] = run.of_host(wanted, made["services"], settings, facts)
+        made["rollout"]["moved"] = rollout.moved(earlier or {}, made["rollout"]["images"])
+        made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings), *made["rollout"]["moved"]]
         generation = answer["facts"]["generation"]
-        return {"changed": False, "generation": generation, "sglang_ops": {"kind": "plan", "plan": made}}
+        told = {"kind": "plan", "plan": made, "left_out": left_out(files, task_vars)}
+        return {"changed": False, "generation": generation, "sglang_ops": told}
 
     def _image(self, ref: str, settings: Settings, pinned: str | None) -> tuple[ResolvedImage | None, str | None]:
         if pinned:  # a roll-out that goes on keeps its digest, wherever the tag is by now

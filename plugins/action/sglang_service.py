@@ -14,6 +14,7 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops.action_inputs import files_of, plain, runtime_for, secrets_for, written
+from sglang_ops.planning.beside import name_beside
 
 
 class ActionModule(ActionBase):
@@ -30,6 +31,7 @@ class ActionModule(ActionBase):
             every = written(files_of(task_vars or {}, self._templar))
             known = {item.service_name: item for item in every}
             known |= {item.gateway.service_name: item.gateway for item in every if item.gateway}
+            known |= {name_beside(name): item for name, item in known.items()}
             pairs = [(service, known[service["name"]]) for service in planned]
             arguments["secrets"] = {service["name"]: secrets_for(service, item) for service, item in pairs}
             arguments["runtime"] = {service["name"]: runtime_for(service, item) for service, item in pairs}

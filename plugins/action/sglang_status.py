@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible.plugins.action import ActionBase
 
@@ -14,7 +16,18 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops.action_inputs import plain
+from sglang_ops.gateways import address_of
 from sglang_ops.planning.status import gateways, status
+
+
+def strangers(fronts: list[dict[str, Any]], task_vars: Mapping[str, Any]) -> None:
+    """Mark the servers of gateways whose host is not in the inventory any more."""
+    if not any(front["workers"] for front in fronts):
+        return
+    hostvars = task_vars["hostvars"]
+    known = {address_of(str(host), hostvars[host]) for host in task_vars["groups"]["all"]}
+    for worker in (worker for front in fronts for worker in front["workers"] or ()):
+        worker["stranger"] = urlsplit(worker["url"]).hostname not in known
 
 
 class ActionModule(ActionBase):
@@ -31,5 +44,7 @@ class ActionModule(ActionBase):
         if "facts" not in answer:
             return result | answer
         facts, names = answer["facts"], arguments.get("services") or []
-        told = {"kind": "status", "services": status(facts, names), "gateways": gateways(facts, names)}
+        fronts = gateways(facts, names)
+        strangers(fronts, task_vars or {})
+        told = {"kind": "status", "services": status(facts, names), "gateways": fronts}
         return result | {"changed": False, "sglang_ops": told}

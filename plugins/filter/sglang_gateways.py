@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+try:
+    import sglang_ops  # noqa: F401
+except ImportError:  # plain ansible-playbook in a checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from sglang_ops import turns
 
 
 def gateways(entries: Iterable[Any]) -> list[dict[str, Any]]:
@@ -46,4 +55,16 @@ class FilterModule:
     """What the tasks ask of a plan with gateways."""
 
     def filters(self) -> dict[str, Any]:
-        return {"sglang_gateways": gateways, "sglang_changing": changing, "sglang_only": only}
+        return {
+            "sglang_gateways": gateways,
+            "sglang_changing": changing,
+            "sglang_only": only,
+            "sglang_turns": turns.turns,
+            "sglang_leaving": turns.leaving,
+            "sglang_copies": turns.copies,
+            "sglang_back": turns.back,
+            "sglang_returned": turns.returned,
+            "sglang_surging": turns.surging,
+            "sglang_asides": turns.asides,
+            "sglang_tried": turns.tried,
+        }

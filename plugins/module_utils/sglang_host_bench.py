@@ -11,15 +11,23 @@ import io
 import json
 import math
 import os
+import re
 
 SECRETS = "/run/sglang-ops/secrets.env"  # of the server; the benchmark has no use for it
 RESULTS = "/run/sglang-ops/bench"  # in the container
 OUTPUT = "out.jsonl"
+KEY = "key"  # file that the benchmark reads and deletes
+_SECRET_FLAG = re.compile(r"^--([\w-]+[-_])?(api)?(key|token|secret|password)$", re.IGNORECASE)
 # Its arguments are the server's, keys among them.
 WITHHELD = ("server_info",)
 # The program has another name before 0.5.16.
 LAUNCH = """
-import importlib.util, runpy
+import importlib.util, os, runpy
+key = "/run/sglang-ops/bench/key"
+if os.path.exists(key):
+    with open(key) as stream:
+        os.environ["OPENAI_API_KEY"] = stream.read()
+    os.unlink(key)
 def there(name):
     try:
         return importlib.util.find_spec(name)
@@ -39,6 +47,21 @@ def option(arguments, name):
         elif argument == name and position + 1 < len(arguments):
             found = arguments[position + 1]
     return found
+
+
+def shown(arguments):
+    """The server's arguments without secrets, as sglang_ops.spec.secret_flags has them. Pure."""
+    told, before = [], ""
+    for word in arguments:
+        flag, equals, _ = word.partition("=")
+        if equals and _SECRET_FLAG.match(flag):
+            told.append(flag + "=(hidden)")
+        elif _SECRET_FLAG.match(before) and not word.startswith("--"):
+            told.append("(hidden)")
+        else:
+            told.append(word)
+        before = word
+    return told
 
 
 def tokenizer(record):

@@ -15,7 +15,9 @@ import shutil
 import tarfile
 import time
 
+from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_probe as probe
+from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import free_bytes
@@ -23,12 +25,17 @@ from ansible.module_utils.sglang_host_command import free_bytes
 ROOT = "/var/lib/sglang-ops/evaluations"
 LEAST_BYTES = 200 * 1000 * 1000  # answers and data of a run
 MOST_AT_ONCE = 64  # requests, where the file does not say how many: more only wait in the server's queue
-ENDED = ("done", "refused", "stalled", "failed", "stopped", "cancelled")
+ENDED = ("done", "refused", "stalled", "replaced", "failed", "stopped", "cancelled")
+BESIDE = ("models", "images")  # verbs that change a host, but no service
 _FETCHED = ("job.json", "checked.json", "status.json", "results")
 
 
 class Refused(Exception):
-    """Why the run cannot begin, in one sentence; nothing was touched."""
+    """Why the run cannot begin, in one sentence; nothing was touched. `hint` is the exit code."""
+
+    def __init__(self, text, hint=7):
+        super().__init__(text)
+        self.hint = hint
 
 
 def directory(run):
@@ -71,6 +78,7 @@ def status(run):
         shards=job["tasks"][0]["shards"],
         created=job.get("created"),
         names=[t["name"] for t in job["tasks"]],
+        model=job["server"]["model"],
     )
 
 
@@ -90,16 +98,55 @@ def line(told):
     return ", ".join(shown + (["%d failed" % failed] if failed else []))
 
 
-def services(deployment, served):
-    """Release records of the deployment's services here: the one of its name, else its replicas.
+def unchanging(records):
+    """Raises Refused while somebody changes these services, or has not come to an end with it."""
+    holder = lock.current()
+    if holder and not (holder.get("verb") or "").startswith(BESIDE):
+        raise Refused(
+            "%s is at work on this host (%s). Evaluate once that is done."
+            % (holder.get("who") or "somebody", " ".join(filter(None, [holder.get("verb"), holder.get("run")]))),
+            hint=5,
+        )
+    for record in records:
+        begun = rollouts.read(record["name"])
+        if begun:
+            paused = (begun.get("paused") or {}).get("why")
+            raise Refused(
+                "A roll-out of %s has not finished here%s: other hosts may serve another release. "
+                "See `sglang-ops rollout status`." % (record["name"], " (paused: %s)" % paused if paused else "")
+            )
 
-    Replicas serve the same model name, `served`; a deployment that merely ends in a number does not.
+
+def same_releases(job):
+    """Raises Refused where the job's services are not those any more with which it began."""
+    for name, began in (job.get("releases") or {}).items():
+        now = store.read_state(name)["release"]
+        if now != began:
+            raise Refused(
+                "the run began with release %s of %s, and now %s is deployed: two models are not scored as one. "
+                "Begin a new run, or go back with `sglang-ops rollback --to %s`."
+                % (began, name, now or "none", began)
+            )
+
+
+def services(job):
+    """Release records of the job's deployment here: the service of its name, else its replicas; `only` names some.
+
+    Replicas serve the same model name; a deployment that merely ends in a number does not.
     """
+    deployment, served, only = job["deployment"], job["model"], job.get("only")
     replica = re.compile(r"%s-\d+\Z" % re.escape(deployment))
     known = store.names()
     names = [deployment] if deployment in known else [name for name in known if replica.match(name)]
+    names = [name for name in names if not only or name in only]
     records = [store.read_record(name, store.read_state(name)["release"]) for name in names]
     return [one for one in records if one.get("gate") and one["gate"]["served_model_name"] == served]
+
+
+def key_of(job):
+    """The key that the servers of a job ask for, "" where they ask for none."""
+    keys = (probe.api_key(record["gate"]) for record in services(job))
+    return next(filter(None, keys), "")
 
 
 def serving(records, api_key):
@@ -172,7 +219,7 @@ def fit(tasks, running, context, endpoints):
 
 def prepared(job, api_key):
     """The job with what only the host knows, and warnings. Raises Refused."""
-    records = services(job["deployment"], job["model"])
+    records = services(job)
     if not records:
         raise Refused("%s is not deployed here: deploy it first, or --limit the hosts." % job["deployment"])
     free = free_bytes(ROOT)
@@ -181,6 +228,8 @@ def prepared(job, api_key):
             "%s has %d MB free, a run needs %d MB. Make room."
             % (ROOT, free // 1000000, LEAST_BYTES // 1000000)
         )
+    if not job.get("gate"):  # a roll-out's own evaluation is part of it
+        unchanging(records)
     layers = serving(records, api_key)
     gates = [dict(record["gate"], api_key=api_key) for record in records]
     known = [capacity(gate) for gate in gates]
@@ -199,6 +248,7 @@ def prepared(job, api_key):
         patience=gate["start_timeout"],
         created=time.time(),
         warnings=warnings,
+        releases={record["name"]: record["release"] for record in records},
         upstreams=[{"address": item["address"], "port": item["port"]} for item in gates],
         server={
             "image_digest": records[0]["image_digest"],

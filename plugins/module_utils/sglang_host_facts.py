@@ -6,12 +6,14 @@ import os
 
 from ansible.module_utils import sglang_host_arguments as arguments
 from ansible.module_utils import sglang_host_engine as engines
+from ansible.module_utils import sglang_host_evaluating as evaluating
 from ansible.module_utils import sglang_host_files as files
 from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_kernels as kernels
 from ansible.module_utils import sglang_host_loaded as loaded
 from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_lock as lock
+from ansible.module_utils import sglang_host_memory as memory
 from ansible.module_utils import sglang_host_model as models
 from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils import sglang_host_rollout as rollouts
@@ -91,11 +93,13 @@ def services(with_loads):
         word = systemd.state(properties)
         layers = probe.ask(record["gate"], properties, quick=True) if word == "active" and record else []
         service = dict(state, name=name, record=record, unit=store.read_text(store.unit_path(name)), state=word)
-        service["rollout"] = rollouts.read(name)
+        service.update(rollout=rollouts.read(name), failed_rollouts=rollouts.failed(name))
         service["released_unit"] = store.release_unit(name, state["release"]) if state["release"] else None
         service["probe"] = {"ok": bool(layers) and all(layer["ok"] for layer in layers), "layers": layers}
         if record.get("kind") == "gateway":
             service.update(gateways.facts(record, word == "active", with_loads))
+        elif word == "active" and record and not record.get("gpus") and record.get("gateways"):
+            service["resident_bytes"] = memory.of_server(record["port"])
         if with_loads:
             service.update(loads.of(record, properties, service["probe"]["ok"]))
         found.append(service)
@@ -148,9 +152,11 @@ def gather(asked):
         "checkpoints": {path: files.of_directory(path) for path in asked["checkpoints"]},
         "listeners": listeners(asked["ports"]),
         "disks": [disk(path) for path in [engine["data_root"]] + asked["disks"]],
+        "memory": memory.of_host(),
         "services": services(asked["loads"]),
         "machine": kernels.machine() if asked.get("jit_cache") else "",
         "kernels": kernels.filled(asked.get("jit_cache")),
+        "evaluations": evaluating.under_way(),
         "drained": gateways.drained(),
         "interface": routes.interface_to(asked.get("toward")),
         "infiniband": routes.infiniband(),

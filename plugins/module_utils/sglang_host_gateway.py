@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import secrets
-import shlex
 import time
 
 from ansible.module_utils import sglang_host_state as store
@@ -60,12 +59,11 @@ def gate_of(name):
 
 def client_key(gate):
     """The key that clients send, "" where the gateway asks for none."""
-    path = os.path.join(store.release_directory(gate["name"], gate["release"]), "secrets.env")
-    for line in (store.read_text(path) or "").splitlines():
-        words = shlex.split(line)
-        if len(words) == 2 and words[1].startswith(API_KEY + "="):
-            return words[1].partition("=")[2]
-    return ""
+    return store.secret(gate["name"], gate["release"], API_KEY)
+
+
+class GatewayGone(GatewayError):
+    """Nobody listens where the router should: it sends nothing to anybody."""
 
 
 class Router:
@@ -85,8 +83,9 @@ class Router:
             response = connection.getresponse()
             text = response.read().decode("utf-8", "replace")
         except (OSError, http.client.HTTPException) as error:
-            raise GatewayError("%s does not answer on port %d: %s"
-                               % (self.gate["name"], self.gate["port"], error or type(error).__name__)) from None
+            kind = GatewayGone if isinstance(error, ConnectionRefusedError) else GatewayError
+            raise kind("%s does not answer on port %d: %s"
+                       % (self.gate["name"], self.gate["port"], str(error) or type(error).__name__)) from None
         finally:
             connection.close()
         try:

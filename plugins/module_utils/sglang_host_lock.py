@@ -147,6 +147,8 @@ class Holder:
         return time.monotonic() - self.heard > LINK_SECONDS
 
     def hold(self):
+        if self.asked.get("turn") and not self._turn():
+            return
         handle = _open("lock")
         if not self._take(handle):
             return
@@ -158,6 +160,21 @@ class Holder:
         self.tell(held=identity, before=before)
         while not self.alone(LINK_SECONDS / 5):
             pass
+
+    def _turn(self):
+        """Wait for the run to say that it has all hosts before this one, and how long it would wait here."""
+        self.tell(ready=True)
+        said = b""
+        while not said.endswith(b"!"):
+            if not select.select([self.source], [], [], LINK_SECONDS)[0]:
+                return False
+            piece = os.read(self.source, 4096)
+            if not piece:
+                return False
+            said = (said + piece).lstrip()
+        self.asked["wait"] = float(said[:-1])
+        self.heard = time.monotonic()
+        return True
 
     def _take(self, handle):
         """Have the lock within the time that the operator would wait, or say who has it."""

@@ -14,12 +14,14 @@ import os
 import socket
 
 from ansible.module_utils import sglang_host_gateway as gateways
+from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.sglang_host_command import run
 
 # /health sleeps one second, makes one token, and turns red only after 20 s of silence.
 HEALTH_TIMEOUT = 25
 PROMPT = "Say OK."
+API_KEY = "SGLANG_OPS_API_KEY"  # as sglang_ops.spec.model.API_KEY
 
 
 class Answer(Exception):
@@ -219,12 +221,25 @@ def post(gate, path, body, timeout):
     return request(gate, "POST", path, json.dumps(body), timeout)
 
 
+def api_key(gate):
+    """The key that the service asks its clients for, "" where it asks for none."""
+    if gate.get("api_key") or not (gate.get("name") and gate.get("release")):
+        return gate.get("api_key") or ""
+    key = store.secret(gate["name"], gate["release"], API_KEY)
+    if key:
+        return key
+    words = (store.read_record(gate["name"], gate["release"]).get("content") or {}).get("argv") or []
+    at = [place for place, word in enumerate(words) if word.partition("=")[0] == "--api-key"]
+    return (words[at[-1]].partition("=")[2] or "".join(words[at[-1] + 1 : at[-1] + 2])) if at else ""
+
+
 def request(gate, method, path, body, timeout):
     """(status, text) of one HTTP request to the service."""
     connection = http.client.HTTPConnection(gate["address"], gate["port"], timeout=timeout)
     headers = {"Content-Type": "application/json"} if body else {}
-    if gate.get("api_key"):
-        headers["Authorization"] = "Bearer " + gate["api_key"]
+    key = api_key(gate)
+    if key:
+        headers["Authorization"] = "Bearer " + key
     try:
         connection.request(method, path, body=body, headers=headers)
         response = connection.getresponse()

@@ -17,7 +17,10 @@ SHOWN = 120  # characters of an answer
 
 
 def verdict(gate, quality):
-    """(word, why) for the service of `gate`; `quality` is {"prompt", "expect", "max_tokens"}."""
+    """(word, why) for the service of `gate`; `quality` is {"prompt", "expect", "max_tokens"}, or the "verdict" with
+    its "why" where an evaluation has come to one."""
+    if quality.get("verdict"):
+        return quality["verdict"], quality["why"]
     body = {"model": gate["served_model_name"], "temperature": 0, "max_tokens": quality["max_tokens"],
             "messages": [{"role": "user", "content": quality["prompt"]}]}
     try:

@@ -30,16 +30,30 @@ def ask(target, method, where, body=None, headers=None):
     connection = http.client.HTTPConnection(target, timeout=30)
     try:
         connection.request(method, where, body=body, headers=headers or {})
-        return connection.getresponse().status
+        answer = connection.getresponse()
+        return answer.status, answer.read()
     finally:
         connection.close()
 
+def nonsense(target):
+    "Whether a server answers, but with what is no completion; one that wants a key is not asked."
+    status, text = ask(target, "GET", "/v1/models")
+    if status != 200:
+        return status >= 500
+    try:
+        wanted = {"model": json.loads(text)["data"][0]["id"], "prompt": "1", "max_tokens": 1}
+        status, text = ask(target, "POST", "/v1/completions", json.dumps(wanted), {"Content-Type": "application/json"})
+        return status >= 500 or (status == 200 and not json.loads(text)["choices"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return True
+
 if members().get(url) == "out":
-    if ask(url.partition("://")[2], "GET", "/health") != 200:
+    server = url.partition("://")[2]
+    if ask(server, "GET", "/health")[0] != 200 or nonsense(server):
         sys.exit(0)
     key = open(os.path.join(home, "control-plane.key"), encoding="utf-8").read().strip()
     headers = {"Authorization": "Bearer " + key, "Content-Type": "application/json"}
-    if ask(address + ":" + port, "POST", "/workers", json.dumps({"url": url}), headers) not in (200, 201, 202):
+    if ask(address + ":" + port, "POST", "/workers", json.dumps({"url": url}), headers)[0] not in (200, 201, 202):
         sys.exit(1)
     handle, new = tempfile.mkstemp(dir=home)
     with os.fdopen(handle, "w", encoding="utf-8") as stream:

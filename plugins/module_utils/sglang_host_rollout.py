@@ -67,6 +67,12 @@ def note(service, change):
     _keep(service, [*changes, dict(change, time=round(time.time()), result="begun")])
 
 
+def failed(service):
+    """The roll-outs whose release failed here."""
+    return sorted({change["rollout"] for change in history(service)
+                   if change["result"] == "failed" and change.get("rollout")})
+
+
 def result(service, release, word):
     """What came of the newest change, if it was to `release`: stable, failed."""
     changes = history(service)

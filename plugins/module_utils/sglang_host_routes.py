@@ -8,6 +8,7 @@ import socket
 import struct
 
 INFINIBAND = "/dev/infiniband"
+ADDRESSES6 = "/proc/net/if_inet6"
 _SIOCGIFADDR = 0x8915
 
 
@@ -25,13 +26,15 @@ def interface_to(address):
 
 def _source(address):
     """The host's own address on the way there; nothing is sent."""
-    family, kind, protocol, _, place = socket.getaddrinfo(address, 9, socket.AF_INET, socket.SOCK_DGRAM)[0]
+    family, kind, protocol, _, place = socket.getaddrinfo(address, 9, socket.AF_UNSPEC, socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as asked:
         asked.connect(place)
         return asked.getsockname()[0]
 
 
 def _named(address):
+    if ":" in address:
+        return _named6(address)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
             try:
@@ -41,3 +44,11 @@ def _named(address):
             if socket.inet_ntoa(reply[20:24]) == address:
                 return name
     return ""
+
+
+def _named6(address):
+    """The interface that has an IPv6 address."""
+    wanted = socket.inet_pton(socket.AF_INET6, address.partition("%")[0]).hex()
+    with open(ADDRESSES6, encoding="ascii") as stream:
+        rows = [line.split() for line in stream]
+    return next((row[5] for row in rows if row[0] == wanted), "")

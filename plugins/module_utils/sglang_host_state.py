@@ -101,6 +101,15 @@ def write_release(service, release, unit, record, secrets, files=None):
         write_atomic(os.path.join(directory, "secrets.env"), "".join(lines), mode=0o600)
 
 
+def secret(service, release, name):
+    """The value of a secret of a release, "" where it has none of that name."""
+    for line in (read_text(os.path.join(release_directory(service, release), "secrets.env")) or "").splitlines():
+        words = shlex.split(line)
+        if len(words) == 2 and words[1].startswith(name + "="):
+            return words[1].partition("=")[2]
+    return ""
+
+
 def release_unit(service, release):
     return read_text(os.path.join(release_directory(service, release), "unit"))
 

@@ -55,7 +55,7 @@ def journal(unit, properties, lines=30):
     return [line[:LINE_LENGTH] for line in output.splitlines()[-lines:]]
 
 
-def systemctl(*arguments):
+def systemctl(*arguments, timeout=TIMEOUT_SECONDS):
     """Run systemctl; returns its error text, empty on success."""
-    done = run("systemctl", *arguments, timeout=TIMEOUT_SECONDS)
+    done = run("systemctl", *arguments, timeout=timeout)
     return "" if done.ok else done.error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ansible.module_utils import sglang_host_drain as drain
+from ansible.module_utils import sglang_host_group as group
 from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
@@ -37,9 +38,9 @@ class Host:
             self.systemctl("daemon-reload")
         self.reload = False
 
-    def systemctl(self, *arguments):
+    def systemctl(self, *arguments, timeout=systemd.TIMEOUT_SECONDS):
         self.changed = self.changed or arguments[0] not in ("daemon-reload", "reset-failed")
-        error = "" if self.check else systemd.systemctl(*arguments)
+        error = "" if self.check else systemd.systemctl(*arguments, timeout=timeout)
         if arguments[0] == "stop" and error.endswith("not loaded."):
             return  # its unit is gone, and with its last process systemd has forgotten it
         if error and arguments[0] in ("start", "stop", "enable"):
@@ -58,9 +59,12 @@ class Host:
         if not self.check:
             found = store.read_record(name, release)
             model = (found.get("content") or {}).get("model") or {}
-            rollouts.note(name, dict(
-                self.change, verb=verb, before=before, release=release, image=found.get("image"),
-                image_digest=found.get("image_digest"), model=model.get("commit") or model.get("repo")))
+            change = dict(self.change, verb=verb, before=before, release=release, image=found.get("image"),
+                          image_digest=found.get("image_digest"), model=model.get("commit") or model.get("repo"))
+            open_one = rollouts.read(name) if verb == "deploy" else None
+            if open_one:  # maybe begun by a run that has died
+                change["rollout"] = open_one["id"]
+            rollouts.note(name, change)
 
     def stop(self, services):
         """Stop servers, each as the release that runs is recorded: behind which gateways, answering where."""
@@ -77,8 +81,11 @@ class Host:
         for name in services:
             self.systemctl("stop", name + ".service")
 
-    def start(self, name):
+    def start(self, name, gate=None):
+        """Start a service; what hangs before the server itself is started has no longer than `gate` gives that."""
         unit = name + ".service"
+        if not self.check:
+            group.disarm(name)
         self.systemctl("reset-failed", unit)
         self.systemctl("enable", "--quiet", unit)
-        self.systemctl("start", unit)
+        self.systemctl("start", unit, timeout=(gate or {}).get("start_timeout") or systemd.TIMEOUT_SECONDS)

@@ -9,6 +9,7 @@ from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils import sglang_host_systemd as systemd
 
 POLL_SECONDS = 1.0
+BUSY_SECONDS = 30  # for which a server may be too busy to answer once more when its soak is over
 
 
 def crashed(first, now, last_exit=lambda: ""):
@@ -48,7 +49,6 @@ class Wait:
 
     def step(self, now):
         """True when the service has passed or failed for good."""
-        waited = time.monotonic() - self.started
         self.why = crashed(self.first, now, lambda: systemd.last_exit(self.gate["name"]))
         if self.why:
             if self.passed_at is not None:
@@ -58,23 +58,38 @@ class Wait:
             else:
                 self.layers = [probe.layer("unit", False, self.why)]
             return True
-        if self.passed_at is None:
-            self.layers = probe.ask(self.gate, now)
-            if all(item["ok"] for item in self.layers):
-                self.passed_at = time.monotonic()
-            elif final(self.layers[-1]):
-                self.why = self.layers[-1]["detail"]
-                return True
-            elif waited > self.gate["start_timeout"]:
-                last = self.layers[-1]
-                limit = self.gate["start_timeout"]
-                self.why = "not serving after %d s: %s: %s" % (limit, last["name"], last["detail"])
-                return True
+        if self.passed_at is None and self._asked(now):
+            return True
         if self.passed_at is None or time.monotonic() - self.passed_at < (self.soak or 0):
             return False
+        if self.soak:
+            again = [item for item in probe.ask(self.gate, now, quick=True) if not item["ok"]]
+            if again:
+                return self._serves_no_more(again[0])
         if self.soak is not None:
             detail = "no restart in %d s" % self.soak if self.soak else "not asked (soak is 0)"
             self.layers.append(probe.layer("quiet", True, detail))
+        return True
+
+    def _asked(self, now):
+        """True when the service, which has not passed yet, has failed for good."""
+        self.layers = probe.ask(self.gate, now)
+        last, limit = self.layers[-1], self.gate["start_timeout"]
+        if all(item["ok"] for item in self.layers):
+            self.passed_at = time.monotonic()
+        elif final(last):
+            self.why = last["detail"]
+        elif time.monotonic() - self.started > limit:
+            self.why = "not serving after %d s: %s: %s" % (limit, last["name"], last["detail"])
+        return bool(self.why)
+
+    def _serves_no_more(self, failing):
+        """True when a server that had passed, and is still up, has stopped answering for good."""
+        since = time.monotonic() - self.passed_at
+        if since < self.soak + BUSY_SECONDS and not final(failing):
+            return False
+        self.why = "%s: %s, %.0f s after it had passed" % (failing["name"], failing["detail"], since)
+        self.layers.append(probe.layer("quiet", False, self.why))
         return True
 
     @property

@@ -119,6 +119,9 @@ def measure(record, binds, point, timeout, progress, prefix):
     error, numbers, kept = None, {}, ""
     try:
         progress.report("%s: starting" % prefix)
+        key = probe.api_key(record["gate"])
+        if key:
+            store.write_atomic(os.path.join(directory, bench.KEY), key, mode=0o600)
         words = bench.command(record, binds, name, directory, point["arguments"])
         done = progress.run_child(words, on_line=on_line, on_tick=on_tick)
         numbers, kept = bench.read(store.read_text(os.path.join(directory, bench.OUTPUT)) or "")
@@ -163,7 +166,7 @@ def main():
         image=content["image"],
         image_digest=record["image_digest"],
         model=record["gate"]["served_model_name"],
-        server_arguments=content["argv"],
+        server_arguments=bench.shown(content["argv"]),
         points=[],
     )
     if module.check_mode:

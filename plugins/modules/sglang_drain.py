@@ -22,6 +22,11 @@ options:
     type: list
     elements: dict
     default: []
+  left_out:
+    description: Hosts of the inventory that this run leaves out; one that serves a model together with them is refused.
+    type: list
+    elements: str
+    default: []
   timeout:
     description: Seconds that V(idle) waits at most.
     type: int
@@ -47,6 +52,7 @@ import os
 import time
 
 from ansible.module_utils import sglang_host_gateway as gateways
+from ansible.module_utils import sglang_host_group as group
 from ansible.module_utils import sglang_host_loads as loads
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
@@ -95,12 +101,16 @@ def main():
         argument_spec={
             "state": {"type": "str", "required": True, "choices": ["listed", "marked", "idle", "unmarked"]},
             "gateways": {"type": "list", "elements": "dict", "default": []},
+            "left_out": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 300},
         },
         supports_check_mode=True,
     )
     state, started = module.params["state"], time.monotonic()
     records = servers()
+    refused = group.cut(list(records), module.params["left_out"])
+    if refused:
+        module.fail_json(msg=refused, exit_hint=7)
     recorded = [entry for record in records.values() for entry in record.get("gateways") or []]
     report = {"kind": "drain", "gateways": module.params["gateways"] or recorded, "drained": gateways.drained()}
     changed = state in ("marked", "unmarked") and (state == "marked") != gateways.drained()

@@ -10,13 +10,14 @@ description:
   - An evaluation outlives the controller and reboots; what was answered is never asked again.
   - V(started) asks the gate's questions first and waits until data and scorers were checked; where one fails, nothing
     was asked of the model and nothing stays on the host.
+  - V(described) asks the gate's questions and tells what the servers allow, for a run that is elsewhere.
   - V(waited) watches until the run has ended, V(collected) does not wait; both pack the results for the controller.
   - Supports check mode and returns the unit's diff.
 options:
   state:
     description: What to do.
     type: str
-    choices: [started, waited, collected, listed, cancelled, resumed, absent]
+    choices: [described, started, waited, collected, listed, cancelled, resumed, absent]
     required: true
   run:
     description: Name of the run; V(listed) takes all of the host without one.
@@ -125,7 +126,8 @@ class Host:
                 "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
                 "--name gives a new one another name." % (self.run, self.run)
             )
-        job, self.warnings = evaluation.prepared(job, self.params["secrets"].get("api_key"))
+        self.params["secrets"]["api_key"] = self.params["secrets"].get("api_key") or evaluation.key_of(job)
+        job, self.warnings = evaluation.prepared(job, self.params["secrets"]["api_key"])
         if not self.check:
             self.write(job)
         self.unit(job["unit"], self.params["unit"])
@@ -136,6 +138,7 @@ class Host:
                 "service": job["service"],
                 "concurrency": job["concurrency"],
                 "names": [task["name"] for task in job["tasks"]],
+                "model": job["server"]["model"],
             }
         self.begin(job["unit"])
         return self.checked(progress)
@@ -148,9 +151,10 @@ class Host:
         shards = job["tasks"][0]["shards"]
         for task in job["tasks"]:
             task["shards"] = shards + [shard for shard in added if shard not in shards]
-        layers_of = evaluation.services(job["deployment"], job["model"])
+        layers_of = evaluation.services(job)
         if not layers_of:
             raise evaluation.Refused("%s is not deployed here any more." % job["deployment"])
+        evaluation.same_releases(job)
         evaluation.serving(layers_of, evaluation.read(self.run, "secrets.json").get("api_key"))
         now = evaluation.status(self.run)
         failed = any(task.get("failed") for task in (now["tasks"] or {}).values())
@@ -158,7 +162,7 @@ class Host:
             return now
         systemd.systemctl("stop", job["unit"] + ".service")
         store.write_atomic(os.path.join(base, "job.json"), json.dumps(job, indent=1))
-        for name in ("cancelled", "finished", "status.json"):
+        for name in ("cancelled", "finished", "status.json", "replaced.json"):
             if os.path.exists(os.path.join(base, name)):
                 os.unlink(os.path.join(base, name))
         store.write_atomic(os.path.join(base, "again"), "")  # the container forgets what failed, and scores anew
@@ -230,6 +234,11 @@ def act(host, state, progress):
     if state == "listed":
         names = [name for name in evaluation.runs() if not host.run or name == host.run]
         return [evaluation.status(name) for name in names]
+    if state == "described":
+        key = host.params["secrets"].get("api_key") or evaluation.key_of(host.params["job"])
+        job, host.warnings = evaluation.prepared(host.params["job"], key)
+        told = {"run": host.run, "state": "described", "service": job["service"], "model": job["server"]["model"]}
+        return [dict(told, job=job)]
     if state == "started":
         return [host.started(progress)]
     if host.run not in evaluation.runs():
@@ -250,7 +259,7 @@ def main():
             "state": {
                 "type": "str",
                 "required": True,
-                "choices": ["started", "waited", "collected", "listed", "cancelled", "resumed", "absent"],
+                "choices": ["described", "started", "waited", "collected", "listed", "cancelled", "resumed", "absent"],
             },
             "run": {"type": "str", "default": ""},
             "job": {"type": "dict", "default": {}},
@@ -267,7 +276,7 @@ def main():
         try:
             found = act(host, state, progress)
         except evaluation.Refused as refused:
-            module.fail_json(msg=str(refused), exit_hint=7, sglang_ops={"kind": "evaluation", "runs": []})
+            module.fail_json(msg=str(refused), exit_hint=refused.hint, sglang_ops={"kind": "evaluation", "runs": []})
     changed = state in ("started", "resumed", "cancelled", "absent")
     module.exit_json(
         changed=changed, diff=host.diff, sglang_ops={"kind": "evaluation", "runs": found, "warnings": host.warnings}

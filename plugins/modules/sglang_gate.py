@@ -30,22 +30,43 @@ options:
     description:
       - V(all) waits, soaks and remembers the release as stable. Where requests come only through a gateway, V(gate)
         waits, then the service is admitted, and V(soak) watches it under that traffic and remembers it.
+      - Where hosts serve a model together, V(soak) comes with O(keep=false), and V(kept) remembers it once all passed.
     type: str
-    choices: [all, gate, soak]
+    choices: [all, gate, soak, kept]
     default: all
+  keep:
+    description: Whether what passes is remembered as the stable release of the host.
+    type: bool
+    default: true
   passed:
-    description: With O(phase=soak), what O(phase=gate) said of the services.
+    description: With V(soak) what V(gate) said of the services, with V(kept) what V(soak) said.
     type: list
     elements: dict
     default: []
   quality:
-    description: A question with a known answer (C(prompt), C(expect), C(max_tokens)) for what serves; empty is none.
+    description:
+      - A question with a known answer (C(prompt), C(expect), C(max_tokens)) for what serves; empty is none.
+      - Or a C(verdict) with its C(why), from the action plugin of the same name, where C(policy) had it evaluate.
     type: dict
     default: {}
+  paused:
+    description: With V(kept), the mark of a roll-out that V(soak) left in doubt.
+    type: dict
   rolled_back:
     description: With O(failure), whether the services were put back before.
     type: bool
     default: true
+  touched:
+    description: With O(failure), whether anything had been changed on the services of this host.
+    type: bool
+    default: true
+  untouched:
+    description:
+      - With O(failure), the change of each service that was not begun, because a second server beside it failed; for
+        the history. The service itself serves as before.
+    type: list
+    elements: dict
+    default: []
   features:
     description: What each service that serves shall show beyond that; each is a further layer.
     type: list
@@ -116,7 +137,8 @@ def outcome(gate, layers, why, properties):
     ok = bool(layers) and all(item["ok"] for item in layers)
     log = [] if ok else systemd.journal(gate["name"], properties, LOG_LINES)
     cause = None if ok else causes.explain(why, log)
-    return {"name": gate["name"], "release": gate["release"], "ok": ok, "layers": layers, "cause": cause, "log": log}
+    return {"name": gate["name"], "release": gate["release"], "ok": ok, "layers": layers, "cause": cause, "log": log,
+            **({"beside": gate["beside"]} if gate.get("beside") else {})}
 
 
 def deployed_gates(names, running=False):
@@ -131,13 +153,21 @@ def deployed_gates(names, running=False):
     return gates
 
 
-def after_rollback(failure, names, results, rolled_back=True):
+def first_failed(failure):
+    """The failed result itself, or of a loop that of its first item which failed."""
+    return next((item for item in failure.get("results") or [] if item.get("failed")), failure)
+
+
+def after_rollback(failure, names, results, rolled_back=True, untouched=False):
     """The failure that is told after a rollback: what failed, why, and what serves now. Pure.
 
-    `results` are the gate's for what was started again; a service without one serves nothing.
+    `results` are the gate's for what was started again; a service without one serves nothing. With `untouched`, what
+    failed was a second server beside each, or what comes before a server stops.
     """
+    failure = first_failed(failure)
     serving = {result["name"]: result["release"] for result in results if result["ok"] and rolled_back}
     told = {item["name"]: item for item in (failure.get("sglang_ops") or {}).get("services", []) if "ok" in item}
+    told.update({item["beside"]: dict(item, name=item["beside"]) for item in told.values() if item.get("beside")})
     cause = failure.get("msg") or "the deployment failed"
     log = (failure.get("sglang_ops") or {}).get("log", [])
     services = [
@@ -147,6 +177,9 @@ def after_rollback(failure, names, results, rolled_back=True):
     ]
     if not rolled_back:
         hint, end = 4, "auto_rollback is false: %s stays as it is, behind no gateway." % ", ".join(names)
+    elif untouched and all(name in serving for name in names):
+        hint, end = 3, "Nothing else changed: %s." % ", ".join(
+            "%s goes on with release %s" % (name, serving[name]) for name in names)
     elif all(name in serving for name in names):
         back = ["%s serves release %s again" % (item["name"], serving[item["name"]])
                 for item in services if item["rolled_back_to"]]
@@ -167,9 +200,10 @@ def remember(results, seconds, paused):
         name, state = result["name"], store.read_state(result["name"])
         if not result["ok"] or state["release"] != result["release"]:
             continue
-        record = rollouts.read(name)
+        owner = result.get("beside", name)
+        record = rollouts.read(owner)
         if paused and record:
-            rollouts.write(name, dict(record, paused=paused))
+            rollouts.write(owner, dict(record, paused=paused))
         else:
             rollouts.finish(name)
         rollouts.result(name, result["release"], "stable")
@@ -181,7 +215,7 @@ def remember(results, seconds, paused):
 
 def judge(gate, layers, asked):
     """The layer `quality` of a service that serves, and the mark of a pause where that is inconclusive."""
-    if not asked or not all(item["ok"] for item in layers):
+    if not asked or gate.get("rank") or not all(item["ok"] for item in layers):
         return [], None
     word, why = quality.verdict(gate, asked)
     detail = "%s: %s" % (word, why)
@@ -201,16 +235,26 @@ def judged(waits, asked):
     return found, paused
 
 
+def told(results, phase, paused):
+    """The report."""
+    report = {"kind": "gate", "services": results, "phase": phase}
+    return dict(report, paused=paused) if paused else report
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
             "services": {"type": "list", "elements": "dict", "default": []},
             "names": {"type": "list", "elements": "str", "default": []},
             "wait": {"type": "bool", "default": True},
-            "phase": {"type": "str", "choices": ["all", "gate", "soak"], "default": "all"},
+            "phase": {"type": "str", "choices": ["all", "gate", "soak", "kept"], "default": "all"},
+            "keep": {"type": "bool", "default": True},
+            "paused": {"type": "dict"},
             "passed": {"type": "list", "elements": "dict", "default": []},
             "quality": {"type": "dict", "default": {}},
             "rolled_back": {"type": "bool", "default": True},
+            "touched": {"type": "bool", "default": True},
+            "untouched": {"type": "list", "elements": "dict", "default": []},
             "features": {"type": "list", "elements": "str", "default": [], "choices": sorted(features.FEATURES)},
             "failure": {"type": "dict"},
             "progress_token": {"type": "str", "no_log": False},
@@ -219,8 +263,12 @@ def main():
     )
     if module.check_mode and module.params["wait"]:
         module.exit_json(changed=False, sglang_ops={"kind": "gate", "services": []}, msg="not verified (check mode)")
+    phase, paused, touched = (module.params[name] for name in ("phase", "paused", "touched"))
+    if phase == "kept":
+        results = module.params["passed"]
+        remember(results, {result["name"]: result["seconds"] for result in results}, paused)
+        module.exit_json(changed=False, sglang_ops=told(results, phase, paused))
     gates = module.params["services"] or deployed_gates(module.params["names"], running=bool(module.params["failure"]))
-    phase, paused = module.params["phase"], None
     if module.params["wait"]:
         with Progress(module.params["progress_token"], step="gate") as progress:
             waits = wait_for(gates, progress, phase, module.params["passed"])
@@ -228,18 +276,20 @@ def main():
     else:
         asked = ask_once(gates)
     results = [outcome(*with_features(module.params["features"], *item)) for item in asked]
-    if module.params["wait"] and phase == "gate":
+    if module.params["wait"] and (phase == "gate" or not module.params["keep"]):
         starts = {wait.gate["name"]: {"seconds": wait.seconds, "invocation": wait.first.get("InvocationID"),
                                       "restarts": wait.first.get("NRestarts", "0")} for wait in waits}
         results = [dict(result, **starts[result["name"]]) for result in results]
-    elif module.params["wait"]:
+    elif module.params["wait"] and touched:
         remember(results, {wait.gate["name"]: wait.seconds for wait in waits}, paused)
     if module.params["failure"]:
+        for change in module.params["untouched"]:
+            rollouts.note(change["name"], dict(change, before=store.read_state(change["name"])["release"]))
+            rollouts.result(change["name"], change["release"], "failed")
         module.fail_json(**after_rollback(module.params["failure"], module.params["names"], results,
-                                          module.params["rolled_back"]))
-    report = {"kind": "gate", "services": results}
-    if paused:
-        report["paused"] = paused
+                                          module.params["rolled_back"] or not touched,
+                                          bool(module.params["untouched"]) or not touched))
+    report = told(results, phase, paused)
     failed = [result for result in results if not result["ok"]]
     if failed and module.params["wait"]:
         causes_text = "; ".join("%s: %s" % (result["name"], result["cause"]) for result in failed)

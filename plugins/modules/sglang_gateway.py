@@ -18,11 +18,12 @@ options:
     required: true
   state:
     description:
+      - V(gone) is V(left) for good.
       - V(joined) and V(left) leave alone what an operator has drained; V(undrained) is V(joined) for that, too.
       - V(reconciled) registers each of O(workers) that answers and that no operator has drained, and takes out
         all others.
     type: str
-    choices: [joined, left, drained, undrained, reconciled]
+    choices: [joined, left, drained, undrained, reconciled, gone]
     default: joined
   workers:
     description: URLs of the servers.
@@ -63,9 +64,10 @@ from ansible.module_utils import sglang_host_gateway as gateways
 from ansible.module_utils import sglang_host_probe as probe
 from ansible.module_utils import sglang_host_rejoin as rejoin
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.sglang_host_gateway import GatewayError
+from ansible.module_utils.sglang_host_gateway import GatewayError, GatewayGone
 
 HEALTH_TIMEOUT = 25  # SGLang's /health is silent for up to 20 s under load
+LEAVING = {"left": "out", "drained": "drained", "gone": None}  # by state, what is remembered of a server
 SETTLING_SECONDS = 5  # a removal is carried out in the background, within a moment
 
 
@@ -77,9 +79,9 @@ def decide(state, workers, listed, members):
     if state in ("joined", "undrained"):
         return {"add": [url for url in workers if url not in listed], "remove": [],
                 "remember": dict.fromkeys(workers, "in")}
-    if state in ("left", "drained"):
+    if state in LEAVING:
         return {"add": [], "remove": [url for url in workers if url in listed],
-                "remember": dict.fromkeys(workers, "drained" if state == "drained" else "out")}
+                "remember": dict.fromkeys(workers, LEAVING[state])}
     wanted = [url for url in workers if members.get(url) != "drained"]
     gone = sorted((set(listed) | set(members)) - set(workers))
     stray = sorted(url for url in listed if url in workers and url not in wanted)
@@ -159,7 +161,7 @@ def main():
         argument_spec={
             "service": {"type": "str", "required": True},
             "state": {"type": "str", "default": "joined",
-                      "choices": ["joined", "left", "drained", "undrained", "reconciled"]},
+                      "choices": ["joined", "left", "drained", "undrained", "reconciled", "gone"]},
             "workers": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 60},
             "rejoin": {"type": "int", "default": 0},
@@ -171,18 +173,14 @@ def main():
     gate, members = gateways.gate_of(name), gateways.members(name)
     if state in ("joined", "left"):
         urls = [url for url in urls if members.get(url) != "drained"]
-    leaving = state in ("left", "drained")
+    leaving = state in LEAVING
     if not gate and module.check_mode:
         module.exit_json(changed=not leaving, sglang_ops={"kind": "gateway", "service": name, "workers": []})
     if not gate and not leaving:
         module.fail_json(msg="%s is not deployed here. Deploy first." % name)
-    router, listed = gateways.Router(gate) if gate else None, {}
-    try:
-        listed = router.workers() if router else {}
-    except GatewayError as error:
-        if not leaving and not module.check_mode:
-            module.fail_json(msg="%s. Start it: sglang-ops restart --service %s" % (error, name))
-    decided = decide(state, urls, listed, members)  # a gateway that is gone sends nothing: nothing is to be removed
+    router = gateways.Router(gate) if gate else None
+    listed = known(module, router, state) if router else {}
+    decided = decide(state, urls, listed, members)
     unable = silent(decided["add"]) if state == "reconciled" else {}
     decided = without(decided, unable)
     report = {"kind": "gateway", "service": name, "warnings": sorted(unable.values())}
@@ -198,10 +196,32 @@ def main():
                 rejoin.disarm(gate, urls)
             listed = router.workers() if listed or not leaving else {}
         except GatewayError as error:
-            module.fail_json(msg=str(error), changed=True)
+            module.fail_json(msg=str(error), changed=True, **failed(state))
     report["workers"] = [{"url": url, "healthy": bool(worker.get("is_healthy"))}
                          for url, worker in sorted(listed.items())]
     module.exit_json(sglang_ops=dict(report, seconds=round(time.monotonic() - started, 2)), **result)
+
+
+def known(module, router, state):
+    """The servers that the router lists, by URL; none where it does not run, which is no obstacle to leaving it.
+
+    One that runs and does not say may well go on sending requests: its servers must not stop.
+    """
+    name, leaving = router.gate["name"], state in ("left", "drained")
+    try:
+        return router.workers()
+    except GatewayError as error:
+        gone = isinstance(error, GatewayGone)
+        if not module.check_mode and not (gone and leaving):
+            remedy = "Start it: sglang-ops restart" if gone else "See its log: sglang-ops logs"
+            module.fail_json(msg="%s. %s --service %s" % (error, remedy, name), **failed(state))
+    return {}
+
+
+def failed(state):
+    """A server that serves behind no gateway needs hands, unless the way back joins it after all."""
+    report = {"kind": "gateway", "state": state, "failed": True, "service": "", "workers": [], "warnings": []}
+    return {"sglang_ops": dict(report, exit_hint=4) if state == "joined" else report}
 
 
 def shown(members):

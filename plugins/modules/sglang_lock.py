@@ -27,6 +27,12 @@ options:
     description: With C(state=held), seconds to wait for modules of a run that ended without them.
     type: float
     default: 0
+  hosts:
+    description: With C(state=held), the hosts that will ask for their lock in this run, in the order in which they get
+      it.
+    type: list
+    elements: str
+    default: []
   planned:
     description: With C(state=held), the generation of the lock when the host was looked at; C(moved) says whether
       somebody has had the lock since.
@@ -64,6 +70,7 @@ def main():
             "run": {"type": "str", "default": ""},
             "wait": {"type": "float", "default": 0},
             "settle": {"type": "float", "default": 0},
+            "hosts": {"type": "list", "elements": "str", "default": []},
             "planned": {"type": "str", "default": ""},
         },
         supports_check_mode=True,

@@ -40,6 +40,11 @@ options:
     type: list
     elements: str
     default: []
+  left_out:
+    description: For V(target), hosts of the inventory that this run leaves out; a service of theirs, too, is refused.
+    type: list
+    elements: str
+    default: []
   who:
     description: For V(pause), who pauses.
     type: str
@@ -63,6 +68,7 @@ sglang_ops:
 
 import time
 
+from ansible.module_utils import sglang_host_group as group
 from ansible.module_utils import sglang_host_rollout as rollouts
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils.basic import AnsibleModule
@@ -146,6 +152,7 @@ def target(module):
         state = store.read_state(name)
         if not _meant(name, state, module.params["names"], module.params["undo"]):
             continue
+        problems += filter(None, [group.cut([name], module.params["left_out"])])
         release, problem = _chosen(name, state, module.params["release"], module.params["undo"])
         if not problem and release != STAY and release:
             problem = missing(name, release, store.read_record(name, release))
@@ -160,7 +167,8 @@ def target(module):
 
 def _meant(name, state, names, undo):
     """Whether a service is to go back: those that are named, else all but gateways, which serve no release."""
-    return name in names if names else bool(undo) or store.read_record(name, state["release"]).get("kind") != "gateway"
+    kind = store.read_record(name, state["release"]).get("kind")
+    return name in names if names else bool(undo) or kind not in ("gateway", "surge")
 
 
 def _chosen(name, state, asked, undo):
@@ -182,7 +190,7 @@ def _return(name, state, release):
     told = {key: record.get(key) for key in ("image", "image_digest", "endpoint", "port", "gate")}
     return dict(told, name=name, release=release, to=release, deployed_release=state["release"],
                 action="restart" if release else "stop", gpus=record.get("gpus", []),
-                gateways=current.get("gateways") or [])
+                gateways=current.get("gateways") or [], group=(current.get("gate") or {}).get("group") or [])
 
 
 def _before(name, state, undo):
@@ -216,6 +224,7 @@ def main():
             "release": {"type": "str", "default": ""},
             "undo": {"type": "list", "elements": "str", "default": []},
             "who": {"type": "str", "default": ""},
+            "left_out": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

@@ -43,6 +43,16 @@ options:
     description: Seconds for the requests in flight before a server is ended; C(0) leaves it to its unit.
     type: int
     default: 0
+  again:
+    description:
+      - With V(stopped), seconds after which the services are started again, unless somebody does before; V(0) never.
+    type: int
+    default: 0
+  left_out:
+    description: Hosts of the inventory that this run leaves out; a service that one of them serves, too, is refused.
+    type: list
+    elements: str
+    default: []
   purge:
     description: With V(absent), also delete what the services alone used (images, compiled kernels).
     type: bool
@@ -65,7 +75,9 @@ sglang_ops:
 
 import os
 
+from ansible.module_utils import sglang_host_evaluating as evaluating
 from ansible.module_utils import sglang_host_gateway as gateways
+from ansible.module_utils import sglang_host_group as group
 from ansible.module_utils import sglang_host_jit as jit
 from ansible.module_utils import sglang_host_lock as lock
 from ansible.module_utils import sglang_host_rollout as rollouts
@@ -118,6 +130,8 @@ def present(host, services, secrets, runtime):
     for service in changing:
         if steps[service["name"]]["record"]:
             host.note(service["name"], now[service["name"]]["release"], service["release"], "deploy")
+    if not host.check:
+        evaluating.replaced({service["name"]: service["release"] for service in changing})
     host.stop([service["name"] for service in changing if steps[service["name"]]["stop"]])
     for service in changing:
         if steps[service["name"]]["write"]:
@@ -125,10 +139,10 @@ def present(host, services, secrets, runtime):
     host.daemon_reload()
     for service in changing:
         if steps[service["name"]]["start"]:
-            host.start(service["name"])
+            host.start(service["name"], service["gate"])
         host.record(service["name"], service["release"], now[service["name"]]["stable"])
-    return [{"name": service["name"], "release": service["release"], "action": _word(steps[service["name"]])}
-            for service in services]
+    return [{"name": service["name"], "release": service["release"],
+             "action": _word(steps[service["name"]], service["action"])} for service in services]
 
 
 def keep_release(host, service, secrets, runtime):
@@ -145,8 +159,10 @@ def keep_release(host, service, secrets, runtime):
         os.makedirs(directory, mode=0o755, exist_ok=True)
 
 
-def _word(step):
-    return "restart" if step["stop"] else "start" if step["start"] else "write" if step["changed"] else "none"
+def _word(step, asked):
+    if not step["changed"]:
+        return "none"
+    return "restart" if step["stop"] or asked == "restart" else "start" if step["start"] else "write"
 
 
 def _from_host(host, service, wanted):
@@ -165,6 +181,8 @@ def rolled_back(host, services):
     """
     done = []
     now = observe([service["name"] for service in services])
+    if not host.check:
+        evaluating.replaced({item["name"]: item.get("to", now[item["name"]]["stable"]) for item in services})
     host.stop([item["name"] for item in services if "to" in item and now[item["name"]]["state"] in ACTIVE])
     for service in services:
         name, current = service["name"], now[service["name"]]
@@ -184,7 +202,7 @@ def rolled_back(host, services):
         host.daemon_reload()
         if release != current["release"]:
             host.note(name, current["release"], release, "rollback")
-        host.start(name)
+        host.start(name, store.read_record(name, release).get("gate"))
         host.record(name, release, current["stable"])
         done.append({"name": name, "release": release, "action": "restart"})
     return done
@@ -198,12 +216,14 @@ def restarted(host, names):
     return _done(names, "restart")
 
 
-def stopped(host, names):
+def stopped(host, names, again=0):
     now = observe(names)
-    for name in names:
-        if now[name]["state"] in ACTIVE or now[name]["state"] == "failed":
-            host.systemctl("stop", name + ".service")
-            host.systemctl("reset-failed", name + ".service")
+    left = [name for name in names if now[name]["state"] in ACTIVE or now[name]["state"] == "failed"]
+    for name in [] if host.check else names:
+        group.arm(name, again) if again and name in left else group.disarm(name)
+    host.stop(left)
+    for name in left:
+        host.systemctl("reset-failed", name + ".service")
     return _done(names, "stop")
 
 
@@ -211,6 +231,9 @@ def absent(host, names, purge):
     """Stop and forget; with `purge`, images and compiled kernels that no other service uses are deleted too."""
     images = {}
     compiled = jit.named_by(names)
+    if not host.check:
+        evaluating.replaced(dict.fromkeys(names))
+    host.stop(names if host.module.params["drain_timeout"] else [])
     for name in names:
         record = store.read_record(name, store.read_state(name)["release"])
         if record.get("image_digest"):
@@ -224,14 +247,18 @@ def absent(host, names, purge):
             store.forget(name)
     host.daemon_reload()
     if purge and not host.check:
-        kept = [store.read_record(name, store.read_state(name)["release"]) for name in store.names()]
-        used = {record["content"]["image"] for record in kept if record}
-        for image, (engine, tag) in images.items():
-            if image not in used:
-                run(engine, "image", "rm", tag, image)
-        for engine in {engine for engine, _ in images.values()}:
-            jit.prune(compiled, engine)
+        _purged(images, compiled)
     return _done(names, "remove")
+
+
+def _purged(images, compiled):
+    kept = [store.read_record(name, store.read_state(name)["release"]) for name in store.names()]
+    used = {record["content"]["image"] for record in kept if record}
+    for image, (engine, tag) in images.items():
+        if image not in used:
+            run(engine, "image", "rm", tag, image)
+    for engine in {engine for engine, _ in images.values()}:
+        jit.prune(compiled, engine)
 
 
 def _done(names, action):
@@ -250,20 +277,28 @@ def main():
             "purge": {"type": "bool", "default": False},
             "change": {"type": "dict", "default": {}},
             "drain_timeout": {"type": "int", "default": 0},
+            "again": {"type": "int", "default": 0},
+            "left_out": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     host, given, state = Host(module), module.params["services"], module.params["state"]
+    wanted = [service["name"] for service in given] or module.params["names"]
+    names = [name for name in store.names() if not wanted or name in wanted]
+    refused = group.cut(names, module.params["left_out"])
+    if refused:
+        module.fail_json(msg=refused, exit_hint=7)
     with lock.working(unless=module.check_mode):
         if state == "present":
             done = present(host, given, module.params["secrets"], module.params["runtime"])
         elif state == "rolled_back":
             done = rolled_back(host, given)
+        elif state == "restarted":
+            done = restarted(host, names)
+        elif state == "stopped":
+            done = stopped(host, names, module.params["again"])
         else:
-            wanted = module.params["names"]
-            names = [name for name in store.names() if not wanted or name in wanted]
-            act = {"restarted": restarted, "stopped": stopped}.get(state)
-            done = act(host, names) if act else absent(host, names, module.params["purge"])
+            done = absent(host, names, module.params["purge"])
     module.exit_json(changed=host.changed, diff=host.diffs, sglang_ops={"kind": "service", "services": done})
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops import inventory_check, private, spec
-from sglang_ops.commands import _overrides
+from sglang_ops.action_inputs import BASE_VARIABLE
+from sglang_ops.commands import _common, _overrides
 from sglang_ops.errors import UsageError
+from sglang_ops.runs import RunFolder
 from sglang_ops.spec import model, yamlfile
 from sglang_ops.spec.secret_flags import without_secrets
 
@@ -21,11 +23,15 @@ HIDDEN = "(hidden)"
 
 @dataclass(frozen=True)
 class Source:
-    """Checked deployment files. `paths` are what Ansible reads, `origin` where the user wrote them."""
+    """Checked deployment files. `paths` are what Ansible reads, `origin` where the user wrote them.
+
+    `base` is where relative paths in them begin: beside the first file.
+    """
 
     paths: tuple[Path, ...]
     origin: str
     files: tuple[spec.DeploymentFile, ...]
+    base: Path
 
     @property
     def deployments(self) -> tuple[spec.Deployment, ...]:
@@ -33,8 +39,8 @@ class Source:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What tells Ansible's side which files to read."""
-        return {"sglang_ops_deployment_files": [str(path) for path in self.paths]}
+        """What tells Ansible's side which files to read, and where their relative paths begin."""
+        return {"sglang_ops_deployment_files": [str(path) for path in self.paths], BASE_VARIABLE: str(self.base)}
 
     def redacted(self) -> dict[str, Any]:
         """The deployments as they were resolved, for people: secrets as references, written-out ones hidden."""
@@ -70,10 +76,11 @@ def find(
     if not paths:
         found = spec.find_deployment_file(None, inventory_check.paths(inventory))
         paths = [found] if found else []
+    base = paths[0].absolute().parent if paths else Path.cwd()
     if paths and not changes:
         files = tuple(spec.load(path) for path in paths)
         spec.check_names([deployment for file in files for deployment in file.services])
-        yield Source(tuple(path.absolute() for path in paths), " and ".join(map(str, paths)), files)
+        yield Source(tuple(path.absolute() for path in paths), " and ".join(map(str, paths)), files, base)
         return
     if len(paths) > 1:
         names = " and ".join(map(str, paths))
@@ -93,7 +100,7 @@ def find(
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(yamlfile.dump(document.data))
         origin = f"{document.source} with what the command line changes" if changes else document.source
-        yield Source((copy,), origin, (file,))
+        yield Source((copy,), origin, (file,), base)
 
 
 def _from_inventory(inventory: Sequence[str], limit: str | None) -> yamlfile.Document:
@@ -112,6 +119,22 @@ def require(source: Source | None) -> Source:
             fix="Name one with --config.",
         )
     return source
+
+
+@contextmanager
+def opened(
+    verb: str, target: _common.Target, configs: Sequence[Path] | None, override: Sequence[str] | None
+) -> Iterator[tuple[Source, RunFolder]]:
+    """The deployments that `verb` works on, and its run folder, which keeps what they say and none of their secrets.
+
+    Raises SpecErrors, and UsageError where there is no deployment.
+    """
+    changes = overrides(target.extra, override)
+    with find(configs, target.inventory, target.limit, changes) as found, _common.run_folder(verb, target) as folder:
+        source = require(found)
+        folder.hide(source.secrets())
+        folder.write_yaml("config.yaml", source.redacted())
+        yield source, folder
 
 
 def _redacted(file: spec.DeploymentFile) -> dict[str, Any]:

@@ -96,18 +96,32 @@ class Session:
             err.print(line, soft_wrap=True, markup=False)
         variables = {**source.variables, "sglang_ops_evaluation": {"do": "started", "work": made.variables()}}
         played = _common.play("evaluate", self.target, self.folder, variables, quiet=self.json, check=check, diff=diff)
-        begun = _runs(played)
+        begun = runs_of(played)
         code = played.exit_code
         if code is ExitCode.DONE and not begun:
             raise UsageError(f"No host of the inventory has {made.job['deployment']}.", fix="Correct `hosts`, or -i.")
-        for warning in _warnings(played):
+        for warning in warnings_of(played):
             err.print(f"Warning: {warning}", soft_wrap=True, markup=False)
         if played.interrupted:
             return self._left(made.run)
+        self._same_model(made, begun, check=check)
         if code is not ExitCode.DONE or check or detach:
             return self._end(played, begun, made.run, code)
         err.print(f"Run {made.run} has begun on {', '.join(begun)}. It goes on without this command.", soft_wrap=True)
         return self._bring("waited", made.run, each=bool(made.job["repeat_on_hosts"]))
+
+    def _same_model(self, made: Work, begun: Mapping[str, Any], *, check: bool) -> None:
+        """Hosts that share items have one model, or nothing is scored. Raises UsageError, with nothing left behind."""
+        models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
+        if made.job["repeat_on_hosts"] or len(set(models.values())) < 2:
+            return
+        if not check:
+            self._play(STATES["rm"], {"run": made.run})
+        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
+        raise UsageError(
+            f"The hosts do not serve one model: {told}.",
+            fix="Deploy one to all of them, or compare them with --each.",
+        )
 
     def act(self, verb: str, run: str, *, check: bool) -> int:
         """What a verb does to a run that is there."""
@@ -117,7 +131,7 @@ class Session:
             return self._bring(STATES[verb], run)
         shards = self._missing(run) if verb == "resume" else {}
         played = self._play(STATES[verb], {"run": run, "shards": shards}, check=check)
-        found = _runs(played)
+        found = runs_of(played)
         if verb == "resume" and found and not check and not played.interrupted:
             return self._bring("waited", run)
         return self._end(played, found, run, played.exit_code)
@@ -148,12 +162,14 @@ class Session:
         )
 
     def _missing(self, run: str) -> dict[str, list[list[int]]]:
-        """Shares of hosts that do not answer, given to those that do: {host: [[index, count], …]}."""
+        """Shares of hosts that do not answer, or that the run never reached, given to those that have it:
+        {host: [[index, count], …]}."""
         played = self._play("listed", {"run": run})
-        alive = _runs(played)
+        alive = runs_of(played)
         held = {tuple(share) for one in alive.values() for share in one["shards"]}
         counts = {count for _, count in held}
-        if len(counts) != 1 or not played.state.failures:
+        without = [host for host in played.state.hosts if host not in alive]
+        if len(counts) != 1 or not (played.state.failures or without):
             return {}
         (count,) = counts
         lost = [[index, count] for index in range(count) if (index, count) not in held]
@@ -163,7 +179,7 @@ class Session:
     def _bring(self, do: str, run: str, *, each: bool = False) -> int:
         with private.directory() as folder:
             played = self._play(do, {"run": run}, fetch=str(folder))
-            found = _runs(played)
+            found = runs_of(played)
             if played.interrupted:
                 return self._left(run)
             parts = [
@@ -203,9 +219,10 @@ class Session:
         ]  # fmt: skip
         read = [results.read(folder) for folder in folders]
         tasks = [task.result for one in read for task in one.tasks]
+        groups = [group for one in read for group in one.info.groups]
         states = {str(one["state"]) for one in found.values()}
         incomplete = any(not one.info.complete for one in read) and not states & {"running", "starting", "checking"}
-        if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "refused"}):
+        if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "replaced", "refused"}):
             code = ExitCode.ERROR
         if code is ExitCode.UNREACHABLE and tasks and not incomplete:
             code = ExitCode.DONE  # others have asked what a lost host had not
@@ -216,6 +233,7 @@ class Session:
             "output_dir": str(self.place.folder if len(folders) < 2 else self.place.directory),
             "states": {host: one["state"] for host, one in found.items()},
             "tasks": [view.summary(task) for task in tasks],
+            **({"groups": [view.group(one) for one in groups]} if groups else {}),
         }
         _common.keep(self.folder, data, hosts=len(played.state.hosts), seconds=played.seconds)
         err = _common.stderr()
@@ -226,11 +244,12 @@ class Session:
                 _common.stdout().print(f"--- {host}\n{text}", markup=False, soft_wrap=True)
             if tasks:
                 _common.stdout().print(_evaluate_runs.scores(tasks))
+                view.show_groups(groups)
             else:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))
         for host, one in found.items():
-            if one["state"] in ("failed", "stalled"):
+            if one["state"] in ("failed", "stalled", "replaced"):
                 err.print(f"{host}: the run has {one['state']}: {one.get('why') or 'see its log'}", soft_wrap=True)
         if not self.json:
             self._advise(run, states, folders)
@@ -250,7 +269,7 @@ class Session:
         return f"{words[0]} {words[1]} {verb} {words[2]} {run}"
 
 
-def _runs(played: _common.Played) -> dict[str, Any]:
+def runs_of(played: _common.Played) -> dict[str, Any]:
     """The run on each host that has it, as the last answer told."""
     return {
         host.name: one
@@ -259,6 +278,6 @@ def _runs(played: _common.Played) -> dict[str, Any]:
     }
 
 
-def _warnings(played: _common.Played) -> list[str]:
+def warnings_of(played: _common.Played) -> list[str]:
     told = [text for host in played.state.hosts.values() for text in host.result("evaluation").get("warnings") or []]
     return list(dict.fromkeys(told))

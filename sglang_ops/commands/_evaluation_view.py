@@ -7,9 +7,10 @@ from typing import Any
 
 from sglang_ops.commands import _common, _views
 from sglang_ops.evaluation import results
+from sglang_ops.evaluation.report import percent
 from sglang_ops.evaluation.tasks import Task
 
-_OVER = ("done", "cancelled", "stalled", "failed", "refused", "removed")
+_OVER = ("done", "cancelled", "stalled", "replaced", "failed", "refused", "removed")
 
 
 def summary(task: results.TaskResult) -> dict[str, Any]:
@@ -26,6 +27,37 @@ def summary(task: results.TaskResult) -> dict[str, Any]:
         "complete": task.complete,
         "run": task.run,
     }
+
+
+def group(found: results.Group) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "tasks": list(found.tasks),
+        "complete": found.complete,
+        "means": [{"metric": one.name, "score": one.score, "interval": list(one.interval), "items": one.items}
+                  for one in found.metrics],
+    }  # fmt: skip
+
+
+def show_groups(found: Sequence[results.Group]) -> None:
+    if not found:
+        return
+    table = _views.grid("group", "mean of", "score", "interval", "tasks")
+    for one in found:
+        for metric in one.metrics or (None,):
+            table.add_row(
+                one.name, metric.name if metric else "-", percent(metric.score) if metric else "-",
+                f"{percent(metric.interval[0])} – {percent(metric.interval[1])}" if metric else "-",
+                str(len(one.tasks)) + ("" if one.complete else ", incomplete"),
+            )  # fmt: skip
+    _common.stdout().print(table)
+
+
+def model(told: Mapping[str, Any]) -> str:
+    """A release record's model in a few characters."""
+    if not told.get("repo"):
+        return str(told.get("directory") or "a model without a name")
+    return f"{told['repo']}@{str(told.get('commit') or 'no revision')[:12]}"
 
 
 def show_runs(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -48,15 +80,18 @@ def show_runs(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def described(task: Task) -> dict[str, Any]:
     return {
-        "name": task.name, "harness_task": task.harness_task, "endpoint": task.endpoint, "items": task.items,
+        "name": task.name, "harness": task.harness, "image": task.nvidia.image if task.nvidia else None,
+        "harness_task": task.harness_task, "endpoint": task.endpoint, "items": task.items,
         "dataset": task.dataset, "gated": task.gated, "needs": task.needs,
     }  # fmt: skip
 
 
 def show_tasks(found: Sequence[Task], total: int) -> None:
-    table = _views.grid("task", "endpoint", "items", "data set", "needs")
+    table = _views.grid("task", "harness", "endpoint", "items", "data set", "needs")
     for task in found:
-        table.add_row(task.name, task.endpoint, str(task.items or "-"), task.dataset or "-", task.needs or "-")
+        table.add_row(
+            task.name, task.harness, task.endpoint, str(task.items or "-"), task.dataset or "-", task.needs or "-"
+        )
     _common.stdout().print(table)
     if len(found) < total:
         _common.stdout().print(f"… and {total - len(found)} more: `sglang-ops evaluate tasks TEXT` narrows them down.")

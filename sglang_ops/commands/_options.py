@@ -119,6 +119,12 @@ Overrides = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse arguments that would be translated for the SGLang release.")
 ]
+InterruptEvaluations = Annotated[
+    bool,
+    typer.Option(
+        "--interrupt-evaluations", help="Replace servers whose model is being evaluated; that ends incomplete."
+    ),
+]
 ServiceName = Annotated[
     str | None,
     typer.Option("--service", "-s", metavar="NAME", help="Service to act on, as 'status' names it."),
@@ -160,6 +166,15 @@ DrainTimeout = Annotated[
 ]
 NoRollback = Annotated[
     bool, typer.Option("--no-rollback", help="Leave a host that fails as it is.", rich_help_panel=ROLLOUT)
+]
+Surge = Annotated[
+    bool | None,
+    typer.Option(
+        "--surge/--no-surge",
+        show_default=False,
+        help="Start a second server beside one that changes, where it fits behind a gateway; or never.",
+        rich_help_panel=ROLLOUT,
+    ),
 ]
 Order = Annotated[
     str | None,

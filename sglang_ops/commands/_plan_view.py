@@ -107,6 +107,8 @@ def _service(console: Console, service: Service, *, endpoint: str) -> None:
     gpus += f" ({service.link})" if service.link else ""
     facts = [f"release {service.release}", gpus, endpoint, f"outage: {service.outage}"]
     console.print(f"  {escape(service.name)}: {escape(', '.join(facts))}", soft_wrap=True)
+    if service.way:
+        console.print(f"    {escape(f'changes by {service.way}: {service.way_why}')}", soft_wrap=True)
     if service.memory:
         console.print(Padding(_memory(service.memory), (0, 0, 0, 4), expand=False))
     for line in service.unit_diff.splitlines():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.text import Text
 
-from sglang_ops import rollout_run, rollouts
+from sglang_ops import identity, rollouts
 from sglang_ops.commands import _common, _views
 from sglang_ops.errors import ExitCode
 from sglang_ops.runs import RunFolder
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 def play(do: str, target: _common.Target, folder: RunFolder, *, quiet: bool = True) -> _common.Played:
     """Run one of the module's deeds on every host: look, pause, resume, forget."""
-    wanted = {"sglang_server_rollout": {"do": do, "who": rollout_run.who()}}
+    wanted = {"sglang_server_rollout": {"do": do, "who": identity.who()}}
     return _common.play("rollout", target, folder, wanted, quiet=quiet)
 
 
@@ -66,9 +68,11 @@ def told(console: Console, item: rollouts.Unfinished) -> None:
         )
 
 
-def summary(console: Console, result: Deployed, target: _common.Target) -> None:
-    """Who runs what after a roll-out that did not reach every host, and what to type next."""
+def summary(console: Console, result: Deployed, target: _common.Target, again: str) -> None:
+    """Who runs what after a roll-out that did not reach every host, and what to type next; `again` was typed now."""
     rolled = result.rolled
+    if target.limit and result.exit_code not in (ExitCode.REFUSED, ExitCode.LOCKED):
+        _limited(console, result, target)
     if not rolled or result.check:
         return
     if rolled.waiting:
@@ -83,20 +87,29 @@ def summary(console: Console, result: Deployed, target: _common.Target) -> None:
         since = rollouts.moment(mark.get("since"))
         console.print(f"Paused by {mark['who']} since {since}: {escape(str(mark['why']))}.", soft_wrap=True)
         _views.following([target.command(f"rollout {word}") for word in ("resume", "undo", "status")], console)
-    repairs = [command for host in result.hosts for command in _repair(host, target)]
+    repairs = [command for host in result.hosts for command in _repair(host, target, again)]
     if repairs:
         console.print("\nOnce you know the cause, put right by:")
         for command in repairs:
             console.print(f"  {escape(command)}", soft_wrap=True)
 
 
-def _repair(host: Any, target: _common.Target) -> list[str]:
-    """The commands that mend a host which nobody put right."""
+def _limited(console: Console, result: Deployed, target: _common.Target) -> None:
+    """What --limit has kept out of a change, so that nobody takes the fleet to be of one kind."""
+    if result.check or not (result.left_out or result.rolled):
+        return
+    who = ", ".join(result.left_out) or "Hosts outside it"
+    console.print(f"\nNot looked at, because of --limit: {who}. What runs there stays as it was.", soft_wrap=True)
+    _views.following([replace(target, limit=None).command("rollout status")], console)
+
+
+def _repair(host: Any, target: _common.Target, again: str) -> list[str]:
+    """The commands that mend a host which nobody put right: look, go back, or try again once the cause is gone."""
     if not host.failure or host.failure.exit_code is not ExitCode.NEEDS_HANDS:
         return []
     only = ("--limit", host.host)
-    return [
-        target.command("logs", *only, "-n", "200"),
-        target.command("rollback", *only),
-        target.command("deploy", *only),
-    ]
+    if host.failure.step == "gateway":  # it serves, but no gateway sends it anything
+        return [target.command("status"), target.command("undrain", host.host)]
+    mending = [target.command("logs", *only, "-n", "200"), target.command("rollback", *only)]
+    once_more = again.replace("sglang-ops rollout resume ", "sglang-ops deploy ", 1)
+    return [*mending, f"{once_more} {shlex.join(only)}"] if once_more.startswith("sglang-ops deploy ") else mending

@@ -194,12 +194,18 @@ def status(result: Status) -> Table:
             f"{_number(service.get('running'))}/{_number(service.get('queued'))}",
             _number(service.get("tokens_per_second")),
             _memory(service),
-            str(service.get("endpoint") or "-"),
+            _endpoint(service),
         )
     for failure in result.failures:
         label = "unreachable" if failure.exit_code is ExitCode.UNREACHABLE else "failed"
         table.add_row(failure.host, "-", Text(label, style="bold red"))
     return table
+
+
+def _endpoint(service: Any) -> str:
+    """Where it answers; a host that serves together with others says which of them it is."""
+    endpoint = str(service.get("endpoint") or "-")
+    return f"{endpoint} (rank {service['rank']} of {len(service['group'])})" if service.get("group") else endpoint
 
 
 def gateways(result: Status) -> Table:
@@ -219,6 +225,8 @@ def gateways(result: Status) -> Table:
 
 
 _WORKER = {"out": "out, being rolled", "drained": "drained", "lost": "not registered"}
+
+
 def drift(console: Console, result: Status, target: Target) -> None:
     """What is not as the last deploy left it, or not as on the other hosts."""
     for item in result.drift:

@@ -34,11 +34,13 @@ def deploy(
     drain_timeout: _options.DrainTimeout = None,
     no_rollback: _options.NoRollback = False,
     order: _options.Order = None,
+    surge: _options.Surge = None,
     check: _options.Check = False,
     diff: _options.Diff = False,
     extra_vars: _options.ExtraVars = None,
     override: _options.Overrides = None,
     strict: _options.Strict = False,
+    interrupt_evaluations: _options.InterruptEvaluations = False,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
@@ -63,6 +65,7 @@ def deploy(
             "drain_timeout": drain_timeout,
             "auto_rollback": False if no_rollback else None,
             "order": order,
+            "surge": None if surge is None else "auto" if surge else "never",
         }
     )
     target = _common.Target.of(
@@ -75,15 +78,12 @@ def deploy(
         lock_wait=lock_wait,
     )
     json = output is Output.JSON
-    with (
-        _deployment.find(config, inventory, limit, _deployment.overrides(target.extra, override)) as found,
-        _common.run_folder("deploy", target) as folder,
-    ):
-        source = _deployment.require(found)
-        folder.hide(source.secrets())
-        folder.write_yaml("config.yaml", source.redacted())
+    with _deployment.opened("deploy", target, config, override) as (source, folder):
         again = _common.again(context, "--check", "-C", "--diff", "-D", "--detailed-exitcode")
-        work = Work(target, folder, source, again, {"options": options}, json=json, diff=diff, strict=strict)
+        work = Work(
+            target, folder, source, again, {"options": options}, json=json, diff=diff, strict=strict,
+            interrupt=interrupt_evaluations,
+        )  # fmt: skip
         if check:
             return work.show(work.run(check=True), detailed_exitcode=detailed_exitcode)
         if not (yes or json) and _common.interactive():
@@ -111,14 +111,17 @@ class Work:
         json: bool,
         diff: bool,
         strict: bool,
+        interrupt: bool = False,
     ) -> None:
         self.target, self.folder, self.source, self.again = target, folder, source, again
-        self.json, self.diff, self.strict = json, diff, strict
+        self.json, self.diff, self.strict, self.interrupt = json, diff, strict, interrupt
         self.rollout = {"run": folder.path.name, "started": int(time.time()), **rollout}
 
     def run(self, *, check: bool, playbook: str = "deploy") -> Deployed:
         variables = self.source.variables | _deployment.strictness(self.strict)
         variables[ROLLOUT_VARIABLE] = self.rollout
+        if self.interrupt:
+            variables["sglang_server_interrupt_evaluations"] = True
         self.played = _common.play(
             playbook, self.target, self.folder, variables, quiet=self.json, check=check, diff=self.diff
         )
@@ -163,7 +166,7 @@ class Work:
         else:
             _views.deployed(out, result)
         _views.failures(err, self.played.state.failures, self.folder, self.target, self.again)
-        _rollout.summary(err, result, self.target)
+        _rollout.summary(err, result, self.target, self.again)
         err.print(f"Finished in {result.seconds:.1f} s.")
         if result.ok and not result.check:
             endpoint = next((item.endpoint for host in result.hosts for item in host.services if item.endpoint), None)

@@ -122,7 +122,7 @@ def _mend(mending: Mending, target: _common.Target, *, no_reboot: bool) -> None:
     """Run provision on the hosts; failures show in what it prints, and in the look that follows."""
     hosts = replace(target, limit=",".join(mending.hosts))
     with _common.run_folder("provision", hosts) as folder:
-        wanted = provision.variables(mending.parts, "1", no_reboot=no_reboot)
+        wanted = provision.variables(mending.parts, "25%", no_reboot=no_reboot)
         again = hosts.command("provision", *_words(mending))
         work = provision.Work(hosts, folder, again, wanted, json=False, out=_common.stderr())
         work.show(work.run(check=False))

@@ -92,6 +92,8 @@ def evaluate(
         return ExitCode.DONE
     if not inventory:
         raise UsageError("Which hosts? There is no --inventory.", fix="Name one with -i.")
+    from sglang_ops.commands import _evaluation_here
+    from sglang_ops.evaluation import on_controller
     from sglang_ops.evaluation import run as runs
 
     target = _common.Target.of(
@@ -111,6 +113,13 @@ def evaluate(
         place.check(new=True)
         with _common.run_folder("evaluate", target) as folder:
             folder.hide(source.secrets() | runs.secret_values(file))
+            if file.execution.on_controller:
+                if detach or each:
+                    wrong = "--detach" if detach else "--each"
+                    raise UsageError(f"{wrong} is for runs on the hosts, and execution.type is local.")
+                secrets = on_controller.secrets(file, deployment, made.base)
+                here = _evaluation_here.Here(target, folder, context, place, json=output is Output.JSON)
+                return here.start_here(source, made, secrets, check=check)
             work = _evaluation.Session(target, folder, context, place, json=output is Output.JSON)
             return work.start(source, made, detach=detach, check=check, diff=diff)
 
@@ -131,6 +140,11 @@ def tasks(
                 "harness": known.HARNESS,
                 "version": known.VERSION,
                 "tasks": [_evaluation_view.described(task) for task in found],
+                "groups": [
+                    {"name": name, "tasks": list(members)}
+                    for name, members in known.known_groups().items()
+                    if (pattern or "") in name
+                ],
             }
         )
     else:
@@ -153,10 +167,14 @@ def _verb(do: str, summary: str) -> None:
         ask_become_pass: _options.AskBecomePass = False,
         output: _options.OutputFormat = Output.TABLE,
     ) -> int:
+        from sglang_ops.commands import _evaluation_here
+        from sglang_ops.evaluation import on_controller
+
         target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
         place = _evaluation.Place.of(output_dir or _evaluation.written_directory(inventory), run)
         with _common.run_folder(f"evaluate_{do}", target) as folder:
-            session = _evaluation.Session(target, folder, context, place, json=output is Output.JSON)
+            kind = _evaluation_here.Here if on_controller.known(run) else _evaluation.Session
+            session = kind(target, folder, context, place, json=output is Output.JSON)
             return session.act(do, run, check=check)
 
     one.__doc__ = summary

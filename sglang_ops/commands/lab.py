@@ -111,13 +111,18 @@ def poweron(host: HostArgument, name: Name = "lab") -> None:
 
 
 @app.command()
-def harness(name: Name = "lab") -> None:
+def harness(
+    name: Name = "lab",
+    nvidia: Annotated[bool, typer.Option("--nvidia", help="NVIDIA's two, of its packages, instead.")] = False,
+) -> None:
     """Put the image with the evaluation harness into a lab's registry; `evaluate` needs it. Needs root."""
     from sglang_ops.lab import harness as image
     from sglang_ops.lab import lifecycle, requirements
 
     requirements.check_root()
-    typer.echo(image.provide(lifecycle.load(name)[1], _timed()))
+    plan = lifecycle.load(name)[1]
+    for one in image.NVIDIA if nvidia else (image.UPSTREAM,):
+        typer.echo(image.provide(plan, one, _timed()))
 
 
 @app.command()

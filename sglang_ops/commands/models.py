@@ -76,13 +76,7 @@ def pull(
         lock_wait=lock_wait,
     )
     json = output is Output.JSON
-    with (
-        _deployment.find(config, inventory, limit, _deployment.overrides(target.extra, override)) as found,
-        _common.run_folder("models_pull", target) as folder,
-    ):
-        source = _deployment.require(found)
-        folder.hide(source.secrets())
-        folder.write_yaml("config.yaml", source.redacted())
+    with _deployment.opened("models_pull", target, config, override) as (source, folder):
         played = _common.play("models_pull", target, folder, source.variables, quiet=json, check=check, diff=diff)
         result = Pulled.from_run(
             played.state, run=str(folder.path), seconds=played.seconds, check=check, interrupted=played.interrupted

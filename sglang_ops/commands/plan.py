@@ -40,13 +40,7 @@ def plan(
         inventory, limit, forks=forks, verbose=verbose, extra_vars=extra_vars, ask_become_pass=ask_become_pass
     )
     json = output is Output.JSON
-    with (
-        _deployment.find(config, inventory, limit, _deployment.overrides(target.extra, override)) as found,
-        _common.run_folder("plan", target) as folder,
-    ):
-        source = _deployment.require(found)
-        folder.hide(source.secrets())
-        folder.write_yaml("config.yaml", source.redacted())
+    with _deployment.opened("plan", target, config, override) as (source, folder):
         variables = source.variables | _deployment.strictness(strict)
         played = _common.play("plan", target, folder, variables, quiet=json, check=True)
         result = Planned.from_run(played.state, interrupted=played.interrupted)

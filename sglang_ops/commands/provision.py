@@ -31,8 +31,9 @@ Only = Annotated[
 NoReboot = Annotated[
     bool, typer.Option("--no-reboot", help="Say which hosts must be rebooted instead of rebooting them.")
 ]
+Canary = Annotated[int, typer.Option("--canary", metavar="N", min=0, help="Hosts rebooted first, alone; 0 is none.")]
 Batch = Annotated[
-    str, typer.Option("--batch", metavar="N", help="Hosts rebooted at a time: a number, or a share such as 25%.")
+    str, typer.Option("--batch", metavar="N", help="Hosts rebooted at a time after that: a number, or 25%.")
 ]
 
 
@@ -41,7 +42,8 @@ def provision(
     inventory: _options.Inventory,
     only: Only = None,
     no_reboot: NoReboot = False,
-    batch: Batch = "1",
+    canary: Canary = 1,
+    batch: Batch = "25%",
     yes: _options.Yes = False,
     detailed_exitcode: _options.DetailedExitcode = False,
     lock_wait: _options.LockWait = 0,
@@ -58,9 +60,10 @@ def provision(
 
     Installs the NVIDIA driver (held at its branch), a container engine with
     NVIDIA's container toolkit, and puts the Hugging Face cache on its storage.
-    Hosts that need it are rebooted in batches, after their services have
-    finished the requests in flight. A second run changes nothing. On a terminal
-    it shows what it would do and asks first; --yes skips that.
+    Hosts that need it are rebooted in batches: each leaves its gateways, its
+    services finish the requests in flight, and it joins again once they serve.
+    A second run changes nothing. On a terminal it shows what it would do and
+    asks first; --yes skips that.
     """
     target = _common.Target.of(
         inventory,
@@ -74,7 +77,7 @@ def provision(
     json = output is Output.JSON
     with _common.run_folder("provision", target) as folder:
         again = _common.again(context, "--check", "-C", "--diff", "-D", "--detailed-exitcode")
-        work = Work(target, folder, again, variables(only, batch, no_reboot=no_reboot), json=json, diff=diff)
+        work = Work(target, folder, again, variables(only, batch, canary, no_reboot=no_reboot), json=json, diff=diff)
         if check:
             return work.show(work.run(check=True), detailed_exitcode=detailed_exitcode)
         if not (yes or json) and _common.interactive():
@@ -88,11 +91,11 @@ def provision(
         return work.show(work.run(check=False))
 
 
-def variables(only: Sequence[str] | None, batch: str, *, no_reboot: bool) -> dict[str, Any]:
+def variables(only: Sequence[str] | None, batch: str, canary: int = 1, *, no_reboot: bool) -> dict[str, Any]:
     """What tells the playbook the same as the flags. Raises UsageError for a batch that is none."""
     chosen: dict[str, Any] = {"sglang_ops_parts": [str(part) for part in only]} if only else {}
     reboot = {"nvidia_driver_reboot": False} if no_reboot else {}
-    return {**chosen, **reboot, "sglang_ops_batch": _options.batch(batch)}
+    return {**chosen, **reboot, "sglang_ops_canary": canary, "sglang_ops_batch": _options.batch(batch)}
 
 
 class Work:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sglang_ops import rollout, rollout_run
+from sglang_ops import identity, rollout, rollout_run
 from sglang_ops.commands import _common, _options, _rollout, _views
 from sglang_ops.commands._options import Output
 from sglang_ops.result import Deployed
@@ -59,7 +59,7 @@ def go_back(
     """Play rollback.yml and tell what came of it."""
     json = output is Output.JSON
     with _common.run_folder(verb, target) as folder:
-        change = {"who": rollout_run.who(), "rollout": rollout.identity(folder.path.name)}
+        change = {"who": identity.who(), "rollout": rollout.identity(folder.path.name)}
         wanted = {**variables, **_common.only(service), "sglang_ops_batch": batch, "sglang_server_change": change}
         played = _common.play("rollback", target, folder, wanted, quiet=json)
         result = Deployed.from_run(
@@ -76,7 +76,7 @@ def go_back(
             return result.exit_code
         _views.failures(err, played.state.failures, folder, target, again)
         if not json:
-            _rollout.summary(err, result, target)
+            _rollout.summary(err, result, target, again)
             if result.ok and not result.rolled:
                 err.print("Nothing to take back.")
             err.print(f"Finished in {result.seconds:.1f} s.")

@@ -126,13 +126,7 @@ def resume(
         lock_wait=lock_wait,
     )
     json = output is Output.JSON
-    with (
-        _deployment.find(config, inventory, limit, _deployment.overrides(target.extra, override)) as found,
-        _common.run_folder("rollout_resume", target) as folder,
-    ):
-        source = _deployment.require(found)
-        folder.hide(source.secrets())
-        folder.write_yaml("config.yaml", source.redacted())
+    with _deployment.opened("rollout_resume", target, config, override) as (source, folder):
         open_ones = _unfinished(target, folder)
         failed = [host for item in open_ones for host in item.failed]
         if failed:

@@ -49,6 +49,7 @@ def status(
             if result.gateways:
                 _common.stdout().print()
                 _common.stdout().print(_views.gateways(result))
+            if result.services:
                 _views.drift(_common.stderr(), result, target)
             _views.failures(_common.stderr(), result.failures, folder, target, _common.again(context))
         elif not played.interrupted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,21 @@ ROOT = "/var/lib/sglang-ops/evaluations"  # as in plugins/module_utils/sglang_ho
 IN_CONTAINER = "/evaluation"
 _CACHE = "/cache/huggingface"
 _PACKAGE = "sglang_ops_agent"
+SCRIPT = "containers.sh"
+_RUN = ("run", "--rm", "--init", "--pull", "never")
 _LONGEST_NAME = 200  # characters of a unit
 
 
 @dataclass(frozen=True)
 class Container:
-    """What a run's container is made of. `hf_home` is the host's cache, in which data sets are kept as well."""
+    """What a run's containers are made of: one for each image, which run one after the other in one unit.
+
+    `hf_home` is the host's cache, in which data sets are kept as well.
+    """
 
     run: str
     service: str
-    image: str
+    images: Sequence[str]
     engine: str
     hf_home: str
     environment: Mapping[str, str]
@@ -41,27 +47,19 @@ class Container:
 
     def unit(self) -> str:
         """The text of the unit: it goes on after a reboot until the run has ended, and never starts again after."""
-        engine = f"/usr/bin/{self.engine}"
         docker = self.engine == "docker"
-        remove = f'-/bin/sh -c "exec {engine} rm --force %N >/dev/null 2>&1"'
-        binds = [Mount(self.directory, IN_CONTAINER), Mount(self.hf_home, _CACHE), *self.mounts]
-        variables = {"HF_HOME": _CACHE, "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        flags: list[tuple[str, ...]] = [
-            ("--network", "host"),
-            ("--log-driver", "none" if docker else "passthrough"),
-            *[("--env", f"{name}={value}") for name, value in sorted({**variables, **self.environment}.items())],
-            *[("--mount", mount.flag()) for mount in binds],
-            *[(argument,) for argument in self.arguments],
-            ("--entrypoint", "python3"),
-        ]
-        start = command(
-            [
-                (engine, "run", "--rm", "--name", "%N", "--init", "--pull", "never"),
-                *[[quote(word) for word in flag] for flag in flags],
-                (self.image,),
-                (f"{IN_CONTAINER}/agent.pyz", IN_CONTAINER),
-            ]
-        )
+        remove = f'-/bin/sh -c "exec {self._program} rm --force %N >/dev/null 2>&1"'
+        if len(self.images) == 1:
+            start = command(
+                [
+                    (self._program, *_RUN, "--name", "%N"),
+                    *[[quote(word) for word in flag] for flag in self._flags],
+                    (self.images[0],),
+                    (f"{IN_CONTAINER}/agent.pyz", IN_CONTAINER),
+                ]
+            )
+        else:
+            start = f"/bin/sh {quote(f'{self.directory}/{SCRIPT}')}"
         return f"""\
 # Written by sglang-ops: evaluation {self.run}. `sglang-ops evaluate` stops, resumes and removes it.
 [Unit]
@@ -69,7 +67,7 @@ Description=Evaluation {self.run} of {self.service}
 Wants=network-online.target
 After=network-online.target{" docker.service" if docker else ""}
 {"Requires=docker.service" if docker else "# podman has no daemon to wait for"}
-RequiresMountsFor={paths([mount.source for mount in binds])}
+RequiresMountsFor={paths([mount.source for mount in self._binds])}
 ConditionPathExists=!{self.directory}/finished
 ConditionPathExists=!{self.directory}/cancelled
 StartLimitIntervalSec=600
@@ -89,11 +87,51 @@ Restart=on-failure
 RestartSec=5
 RestartPreventExitStatus=3 7
 SuccessExitStatus=143
-KillMode=mixed
+KillMode={"mixed" if len(self.images) == 1 else "control-group"}
 
 [Install]
 WantedBy=multi-user.target
 """
+
+    def script(self) -> str | None:
+        """What the unit of a run with several images runs: all tasks are checked before the first is asked."""
+        if len(self.images) == 1:
+            return None
+        words = [self._program, *_RUN, "--name", self.unit_name, *[word for flag in self._flags for word in flag]]
+        lines = [
+            f"container {shlex.quote(image)} {what} {stage}"
+            for what in ("check", "run")
+            for stage, image in enumerate(self.images)
+        ]
+        return f"""\
+#!/bin/sh
+# Written by sglang-ops: the containers of evaluation {self.run}, one after the other. Each goes on where it ended.
+set -e
+container() {{
+    {shlex.join(words)} "$1" {IN_CONTAINER}/agent.pyz {IN_CONTAINER} "$2" "$3"
+}}
+{chr(10).join(lines)}
+"""
+
+    @property
+    def _program(self) -> str:
+        return f"/usr/bin/{self.engine}"
+
+    @property
+    def _binds(self) -> list[Mount]:
+        return [Mount(self.directory, IN_CONTAINER), Mount(self.hf_home, _CACHE), *self.mounts]
+
+    @property
+    def _flags(self) -> list[tuple[str, ...]]:
+        variables = {"HF_HOME": _CACHE, "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        return [
+            ("--network", "host"),
+            ("--log-driver", "none" if self.engine == "docker" else "passthrough"),
+            *[("--env", f"{name}={value}") for name, value in sorted({**variables, **self.environment}.items())],
+            *[("--mount", mount.flag()) for mount in self._binds],
+            *[(argument,) for argument in self.arguments],
+            ("--entrypoint", "python3"),
+        ]
 
 
 def program() -> bytes:

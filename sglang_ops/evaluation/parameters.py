@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,6 +41,7 @@ class Parameters(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_new_tokens: Count | None = Field(None, description="Tokens of an answer, at most.")
     extra: Extra = Field(default_factory=lambda: Extra.model_validate({}))
+    verbatim: dict[str, Any] = Field(default_factory=dict, description="`extra` of NVIDIA's harnesses, as written.")
 
     def generation(self, usual: Mapping[str, Any]) -> dict[str, Any]:
         """What goes into every request's body: the file's words over the task's usual ones."""
@@ -50,18 +51,37 @@ class Parameters(BaseModel):
         }  # fmt: skip
 
 
-def read(*layers: Mapping[str, Any], where: str) -> Parameters:
-    """The parameters of `nemo_evaluator_config` sections laid over each other; later ones win. Raises UsageError."""
+def read(*layers: Mapping[str, Any], where: str, extras: Collection[str] | None = None) -> Parameters:
+    """The parameters of `nemo_evaluator_config` sections laid over each other; later ones win. Raises UsageError.
+
+    `extras` are the keys that one of NVIDIA's harnesses takes below `extra`, instead of ours; they go there as written.
+    """
     merged: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for layer in layers:
         params = dict((layer.get("config") or {}).get("params") or {})
         extra |= params.pop("extra", None) or {}
         merged |= {name: value for name, value in params.items() if value is not None}
+    unknown = next((name for name in extra if name not in extras), None) if extras is not None else None
+    if unknown is not None and extras is not None:
+        raise UsageError(
+            f"{where}.nemo_evaluator_config.config.params.extra.{unknown}: there is no such parameter.",
+            fix=nearest(unknown, list(extras)) or f"Known: {', '.join(extras)}.",
+        )
+    free = {"extra": extra} if extras is None else {"verbatim": extra}
     try:
-        return Parameters.model_validate({**merged, "extra": extra})
+        return Parameters.model_validate({**merged, **free})
     except ValidationError as error:
         raise _sentence(error, where) from None
+
+
+def adapter(*layers: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`target.api_endpoint.adapter_config` of the last section that has one: NVIDIA's interceptors."""
+    found = None
+    for layer in layers:
+        endpoint = (layer.get("target") or {}).get("api_endpoint") or {}
+        found = endpoint.get("adapter_config") or found
+    return found
 
 
 def _sentence(error: ValidationError, where: str) -> UsageError:
@@ -70,7 +90,7 @@ def _sentence(error: ValidationError, where: str) -> UsageError:
     place = f"{where}.nemo_evaluator_config.config.params.{path}"
     if first["type"] == "extra_forbidden":
         kind = Extra if first["loc"][0] == "extra" else Parameters
-        names = list(kind.model_fields)
+        names = [name for name in kind.model_fields if name != "verbatim"]
         key = str(first["loc"][-1])
         return UsageError(
             f"{place}: there is no such parameter.", fix=nearest(key, names) or f"Known: {', '.join(names)}."

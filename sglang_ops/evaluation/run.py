@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops.errors import UsageError
-from sglang_ops.evaluation import parameters, tasks
+from sglang_ops.evaluation import groups, parameters, tasks
 from sglang_ops.planning.command import Mount, arguments, option
 from sglang_ops.spec import Deployment, DeploymentFile
-from sglang_ops.spec.launcher import Task
+from sglang_ops.spec.launcher import Evaluation, Task
 from sglang_ops.spec.model import is_secret
 from sglang_ops.spec.values import EnvValue
 
@@ -28,13 +28,17 @@ _SLUG = re.compile(r"^[A-Za-z0-9][\w.-]{0,80}\Z")
 
 @dataclass(frozen=True)
 class Work:
-    """A run to be: what the module is told (`job`), which files of this machine go along, and what is said."""
+    """A run to be: what the module is told (`job`), which files of this machine go along, and what is said.
+
+    `images` are those of the job's stages; None is the inventory's.
+    """
 
     run: str
     job: dict[str, Any]
     files: Mapping[str, Path] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
-    image: str | None = None
+    images: tuple[str | None, ...] = (None,)
+    base: Path = Path()
     said: tuple[str, ...] = ()
 
     def variables(self) -> dict[str, Any]:
@@ -44,7 +48,8 @@ class Work:
             "job": self.job,
             "files": {name: str(path) for name, path in self.files.items()},
             "mounts": [[mount.source, mount.target, mount.read_only] for mount in self.mounts],
-            "image": self.image or "",
+            "images": [image or "" for image in self.images],
+            "base": str(self.base),
         }
 
 
@@ -72,25 +77,28 @@ def work(
     """The run of `file`'s tasks against `deployment`. `base` is where relative paths of the file begin; `only` names
     tasks to run instead of the file's (with the file's settings where it has them). Raises UsageError."""
     section = file.evaluation
-    wanted = _wanted(section.tasks, only)
+    wanted, named = _expanded(_wanted(section.tasks, only), base)
     if not wanted:
         raise UsageError("No task is named.", fix="Write evaluation.tasks in the deployment file, or give -t TASK.")
     said: list[str] = []
     items: list[dict[str, Any]] = []
     files: dict[str, Path] = {}
     mounts = _mounts(file)
-    for place, task in enumerate(wanted):
-        where = f"evaluation.tasks.{place}"
-        known, remark = tasks.find(task.name, own=bool(task.dataset_dir))
+    images: list[str | None] = []
+    for place, (task, within) in enumerate(wanted):
+        known, remark = _find(task, section)
         said += [remark] if remark else []
-        given = parameters.read(section.nemo_evaluator_config, task.nemo_evaluator_config, where=where)
+        image = _image(known, task, section)
+        images += [] if image in images else [image]
+        said += _gated(file, task, known)
         if task.dataset_dir:
-            carried, mount = _data(task, known.name, base)
+            carried, mount = _data(task, within or known.name, base)
             files |= carried
-            mounts += [mount] if mount else []
-        items.append(
-            _item(known, task, given, limit, (section.pre_cmd, task.pre_cmd), (task.post_cmd, section.post_cmd))
-        )
+            mounts += [mount] if mount and mount not in mounts else []
+        item = _item(known, task, section, f"evaluation.tasks.{place}", limit)
+        items.append(item | {"stage": images.index(image), "data": within or known.name})
+    for place, item in enumerate([item for item in items if item["nvidia"]]):
+        item["nvidia"]["place"] = place  # which of several hosts runs it
     names = [item["name"] for item in items]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -101,10 +109,11 @@ def work(
         "deployment": deployment.service_name,
         "model": deployment.served_model_name,
         "tasks": items,
+        "groups": named,
         "repeat_on_hosts": repeat_on_hosts,
-        "offline": all(task.dataset_dir for task in wanted),
+        "offline": all(task.dataset_dir for task, _ in wanted),
     }
-    return Work(run, job, files, tuple(mounts), _image(file, wanted), tuple(said))
+    return Work(run, job, files, tuple(mounts), tuple(images), base, tuple(said))
 
 
 def _wanted(written: Sequence[Task], only: Sequence[str]) -> list[Task]:
@@ -114,17 +123,65 @@ def _wanted(written: Sequence[Task], only: Sequence[str]) -> list[Task]:
     return [by_name.get(name) or Task.model_validate({"name": name}) for name in dict.fromkeys(only)]
 
 
-def _item(
-    known: tasks.Task,
-    task: Task,
-    given: parameters.Parameters,
-    limit: int | None,
-    pre_cmd: Sequence[str],
-    post_cmd: Sequence[str],
-) -> dict[str, Any]:
+def _gated(file: DeploymentFile, task: Task, known: tasks.Task) -> list[str]:
+    """What is said of a data set that the hub gives only to those whom it knows."""
+    layers = (file.env_vars, file.evaluation.env_vars, file.execution.env_vars.evaluation, task.env_vars)
+    if not known.gated or task.dataset_dir or any("HF_TOKEN" in layer for layer in layers):
+        return []
+    missing = "is gated, and there is no HF_TOKEN in evaluation.env_vars"
+    return [f"{known.name}: its data set {known.dataset} {missing}: it must be in the cache of the hosts."]
+
+
+def _expanded(written: Sequence[Task], base: Path) -> tuple[list[tuple[Task, str | None]], list[dict[str, Any]]]:
+    """The tasks with the groups among them resolved, each with the group in whose directory its data is; and the
+    groups, as job.json has them."""
+    found: list[tuple[Task, str | None]] = []
+    named: list[dict[str, Any]] = []
+    for task in written:
+        own = base / task.dataset_dir if task.dataset_dir and not task.dataset_dir.startswith("/") else None
+        members = (groups.of_directory(own, task.name) if own and own.is_dir() else None) or tasks.group(task.name)
+        if members is None:
+            found.append((task, None))
+            continue
+        for name in members.tasks:
+            here = not members.here or name in members.here
+            update = {"name": name} | ({} if here else {"dataset_dir": None})
+            found.append((task.model_copy(update=update), task.name if task.dataset_dir and here else None))
+        means = [[mean.metric, mean.filters, mean.by_size] for mean in members.means]
+        named.append({"name": task.name, "tasks": list(members.tasks), "means": means})
+    return found, named
+
+
+def _find(task: Task, section: Evaluation) -> tuple[tasks.Task, str | None]:
+    """The task, from NVIDIA's containers where the file prefers or names them."""
+    preferred = set(tasks.nvidia()) if section.harness == tasks.NVIDIA else set(section.nvidia_images)
+    for harness, container in tasks.nvidia().items():
+        if task.container and _repository(task.container) == _repository(container.image):
+            preferred.add(harness)
+    return tasks.find(task.name, own=bool(task.dataset_dir), preferred=preferred)
+
+
+def _repository(image: str) -> str:
+    """The end of an image's name by which NVIDIA's are told: eval-factory/simple-evals."""
+    return "/".join(image.partition("@")[0].rsplit("/", 2)[-2:]).partition(":")[0]
+
+
+def _image(known: tasks.Task, task: Task, section: Evaluation) -> str | None:
+    """The image that runs the task; None for the inventory's."""
+    if known.nvidia:
+        return task.container or section.nvidia_images.get(known.nvidia.harness) or known.nvidia.image
+    return task.container or section.harness_image
+
+
+def _item(known: tasks.Task, task: Task, section: Evaluation, where: str, limit: int | None) -> dict[str, Any]:
+    layers = (section.nemo_evaluator_config, task.nemo_evaluator_config)
+    given = parameters.read(*layers, where=where, extras=known.nvidia.extra if known.nvidia else None)
     endpoint = task.endpoint_type or known.endpoint
     if endpoint not in {"chat", "completions"}:
-        raise UsageError(f"{known.name}: endpoint_type '{endpoint}' is neither chat nor completions.")
+        raise UsageError(
+            f"{known.name}: endpoint_type '{endpoint}' is neither chat nor completions.",
+            fix="Write one of them: SGLang's API for language models has no other.",
+        )
     if not _SLUG.match(known.name):
         raise UsageError(f"A task cannot be called '{known.name}'.", fix="Use letters, digits, '_', '.' and '-'.")
     return {
@@ -136,7 +193,7 @@ def _item(
         "primary": known.primary,
         "limit": limit or given.limit_samples,
         "shards": [[0, 1]],
-        "repeats": given.extra.n_samples,
+        "repeats": given.verbatim.get("n_samples", known.repeats) if known.nvidia else given.extra.n_samples,
         "num_fewshot": given.extra.num_fewshot,
         "seed": given.extra.seed,
         "system_instruction": given.extra.system_instruction,
@@ -146,8 +203,23 @@ def _item(
         "usual": given.max_new_tokens is None,
         "request_timeout": given.request_timeout or known.request_timeout,
         "max_retries": given.max_retries,
-        "pre_cmd": [text for text in pre_cmd if text],
-        "post_cmd": [text for text in post_cmd if text],
+        "pre_cmd": [text for text in (section.pre_cmd, task.pre_cmd) if text],
+        "post_cmd": [text for text in (task.post_cmd, section.post_cmd) if text],
+        "extra": given.verbatim,
+        "nvidia": _nvidia(known, endpoint, parameters.adapter(*layers)),
+    }
+
+
+def _nvidia(known: tasks.Task, endpoint: str, adapter: dict[str, Any] | None) -> dict[str, Any] | None:
+    if not known.nvidia:
+        return None
+    if endpoint != "chat":
+        raise UsageError(f"{known.name}: NVIDIA's containers ask by chat here.", fix="Take endpoint_type away.")
+    return {
+        "distribution": known.nvidia.distribution,
+        "package": known.nvidia.package,
+        "data": known.data,
+        "adapter_config": adapter,
     }
 
 
@@ -176,18 +248,9 @@ def _mounts(file: DeploymentFile) -> list[Mount]:
     return [Mount(one.source, one.target, one.read_only) for one in file.execution.mounts.evaluation]
 
 
-def _image(file: DeploymentFile, wanted: Sequence[Task]) -> str | None:
-    images = {task.container for task in wanted if task.container}
-    if len(images) > 1 or (images and any(not task.container for task in wanted)):
-        raise UsageError(
-            f"One container runs all tasks of a run, and the tasks name {' and '.join(sorted(images))}.",
-            fix="Write one image in evaluation.harness_image.",
-        )
-    return next(iter(images), None) or file.evaluation.harness_image
-
-
-def environment(file: DeploymentFile, deployment: Deployment) -> dict[str, Any]:
-    """What is secret about a run, and its environment: read here, where the operator's variables are.
+def environment(file: DeploymentFile, deployment: Deployment, base: Path) -> dict[str, Any]:
+    """What is secret about a run, and its environment: read here, where the operator's variables are. `base` is where
+    relative paths of the file begin.
 
     {"api_key", "environment": {name: value}, "tasks": {task: {name: value}}, "runtime": {name: variable of the host}}.
     """
@@ -195,10 +258,10 @@ def environment(file: DeploymentFile, deployment: Deployment) -> dict[str, Any]:
     common = {name: value for name, value in layers.items() if value.kind != "runtime"}
     resolved = {name: _value(value) for name, value in common.items()}
     per_task = {
-        tasks.find(task.name, own=bool(task.dataset_dir))[0].name: {
+        _find(task, file.evaluation)[0].name: {
             name: _value(value) for name, value in task.env_vars.items() if value.kind != "runtime"
         }
-        for task in file.evaluation.tasks
+        for task, _ in _expanded(file.evaluation.tasks, base)[0]
     }
     return {
         "api_key": option(arguments(deployment), "--api-key") or resolved.pop("OPENAI_API_KEY", None),

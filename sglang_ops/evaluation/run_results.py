@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops.errors import OpsError
-from sglang_ops.evaluation import results, scoring
+from sglang_ops.evaluation import groups, results, scoring
 from sglang_ops.evaluation.results import Dataset, Harness, ModelInfo, RunInfo, Sample, TaskResult, Timings
+from sglang_ops.spec.secret_flags import without_secrets
 
 _RAW = "harness"  # what the harness itself said, kept beside the results
-_SECRET_FLAGS = ("--api-key", "--admin-api-key")
+_RAW_FILES = (f"{_RAW}.json", "results.yml")
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,12 @@ def assemble(folder: Path, run: str, parts: Sequence[Part], lost: Mapping[str, s
         deployment=job["deployment"],
         model=ModelInfo(name=job["model"], repo=model.get("repo"), revision=model.get("commit")),
         image_digest=next(iter(digests)) if len(digests) == 1 else None,
-        server_arguments=_without_secrets(min(arguments)),
-        hosts=tuple(part.host for part in parts),
+        server_arguments=tuple(without_secrets(min(arguments), lambda _: "(hidden)")),
+        hosts=tuple(dict.fromkeys(host for part in parts for host in _asked(part))),
         tasks=tuple(names),
         harness=_harness(parts),
         parameters={task["name"]: _parameters(task) for task in job["tasks"]} | {"concurrency": job["concurrency"]},
+        groups=tuple(groups.score(one, [task for task in written if task]) for one in job.get("groups") or ()),
     )
     results.write_info(folder, info)
     return info
@@ -93,9 +95,14 @@ def _task(
     for part in parts:
         for sample in part.samples(name):
             once.setdefault((sample.id, sample.repeat), sample)
-    samples = sorted(once.values(), key=lambda sample: (int(sample.id), sample.repeat))
-    items, repeats = int(checked[0]["items"]), int(checked[0]["repeats"])
-    missing = items * repeats - len(samples)
+    samples = sorted(once.values(), key=lambda sample: (*_place(sample.id), sample.repeat))
+    over = all(part.read("status.json").get("tasks", {}).get(name, {}).get("scored") for part in parts)
+    items, repeats = checked[0]["items"], int(checked[0]["repeats"])
+    if items is None:  # only the harness knows them
+        items = len({sample.id for sample in samples})
+        missing = 0 if over and items else 1
+    else:
+        missing = items * repeats - len(samples)
     metrics, counts = scoring.measure(samples), scoring.count(samples)
     primary = checked[0]["primary"] or (metrics[0].name if metrics else "")
     chosen = next((metric for metric in metrics if metric.name == primary), metrics[0] if metrics else None)
@@ -104,7 +111,7 @@ def _task(
         run=run,
         task=name,
         harness_task=task["harness_task"],
-        harness=_harness(parts),
+        harness=_harness(parts, task),
         dataset=Dataset(**checked[0]["dataset"]),
         primary=chosen.name if chosen else primary,
         metrics=metrics,
@@ -116,16 +123,28 @@ def _task(
         empty=counts.empty,
         reasoning_only=counts.reasoning_only,
         timings=_timings(parts, name),
-        hosts=tuple(part.host for part in parts if part.samples(name)),
+        hosts=tuple(host for part in parts for host in _asked(part) if any(one.host == host for one in samples)),
         complete=missing == 0,
         incomplete_because=_why(missing, parts, lost) if missing else None,
     )
     place = results.write_task(folder, result, samples)
     for part in parts:
-        raw = part.path / "results" / name / f"{_RAW}.json"
-        if raw.exists():
-            shutil.copyfile(raw, place / f"{_RAW}-{part.host}.json")
+        for raw in (part.path / "results" / name / file for file in _RAW_FILES):
+            if raw.exists():
+                shutil.copyfile(raw, place / f"{raw.stem}-{part.host}{raw.suffix}")
     return result
+
+
+def _asked(part: Part) -> list[str]:
+    """The hosts whose servers a part's items were put to: its own, or those that a run of this machine asked."""
+    servers = part.read("job.json").get("upstreams") or []
+    return list(dict.fromkeys(server.get("host") or part.host for server in servers)) or [part.host]
+
+
+def _place(name: str) -> tuple[str, int]:
+    """Where an item stands among others: `7`, or `subtask:7`."""
+    subtask, _, number = name.rpartition(":")
+    return subtask, int(number)
 
 
 def _why(missing: int, parts: Sequence[Part], lost: Mapping[str, str]) -> str:
@@ -144,26 +163,32 @@ def _timings(parts: Sequence[Part], task: str) -> Timings:
     )
 
 
-def _harness(parts: Sequence[Part]) -> Harness:
-    named: dict[str, Any] = next((one for part in parts if (one := part.read("checked.json").get("harness"))), {})
-    image = parts[0].read("job.json").get("image")
-    return Harness(name=named.get("name", "lm-evaluation-harness"), version=named.get("version", ""), image=image)
+def _harness(parts: Sequence[Part], task: Mapping[str, Any] | None = None) -> Harness:
+    """Who ran a task; without one, the run: all of its harnesses."""
+    job = parts[0].read("job.json")
+    found: dict[tuple[str, str, str | None], None] = {}
+    for one in [task] if task else job["tasks"]:
+        named: dict[str, Any] = next(
+            (
+                known.get("harness", {})
+                for part in parts
+                if (known := part.read("checked.json")["tasks"].get(one["name"]))
+            ),
+            {},
+        )
+        image = job["images"][one["stage"]] if "images" in job else job.get("image")
+        found[named.get("name", "lm-evaluation-harness"), named.get("version", ""), image] = None
+    names, versions, images = zip(*found, strict=True)
+    return Harness(
+        name=" + ".join(dict.fromkeys(names)),
+        version=" + ".join(versions),
+        image=images[0] if len(found) == 1 else None,
+    )
 
 
 def _parameters(task: Mapping[str, Any]) -> dict[str, Any]:
     keys = (
         "limit", "repeats", "num_fewshot", "seed", "endpoint_type", "parallelism", "generation", "request_timeout",
-        "max_retries",
+        "max_retries", "extra",
     )  # fmt: skip
-    return {key: task[key] for key in keys if task.get(key) is not None}
-
-
-def _without_secrets(argv: Sequence[str]) -> tuple[str, ...]:
-    shown: list[str] = []
-    for word in argv:
-        flag, equals, _ = word.partition("=")
-        if shown and shown[-1] in _SECRET_FLAGS:
-            shown.append("(hidden)")
-        else:
-            shown.append(f"{flag}=(hidden)" if equals and flag in _SECRET_FLAGS else word)
-    return tuple(shown)
+    return {key: task[key] for key in keys if task.get(key) not in (None, {})}

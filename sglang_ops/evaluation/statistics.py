@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from sglang_ops.evaluation.shares import mcnemar, newcombe, wilson
+from sglang_ops.evaluation.student import t_cumulative, t_quantile
+
 Observation = tuple[float, float]  # score, weight
 Items = Mapping[str, Sequence[Observation]]  # what was observed, per item
 
@@ -130,67 +133,6 @@ def compare(first: Items, second: Items, confidence: float = 0.95) -> Difference
     )
 
 
-def wilson(share: float, count: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share of `count` observations."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = share + z * z / (2 * count)
-    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    low = 0.0 if share == 0 else max(0.0, (centre - reach) / scale)
-    high = 1.0 if share == 1 else min(1.0, (centre + reach) / scale)
-    return low, high
-
-
-def newcombe(table: tuple[int, int, int, int], confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the difference of two paired shares, second minus first (Newcombe 1998, method 10).
-
-    `table`: items right in both, only in the second, only in the first, in neither.
-    """
-    both, second_only, first_only, neither = table
-    count = sum(table)
-    p2, p1 = (both + second_only) / count, (both + first_only) / count
-    (low2, high2), (low1, high1) = wilson(p2, count, confidence), wilson(p1, count, confidence)
-    margins = (both + second_only) * (first_only + neither) * (both + first_only) * (second_only + neither)
-    product = float(both * neither - second_only * first_only)
-    if product > 0:  # Newcombe's continuity correction of the correlation
-        product = max(product - count / 2, 0.0)
-    phi = product / math.sqrt(margins) if margins else 0.0
-
-    def reach(x: float, y: float) -> float:
-        return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
-
-    delta = p2 - p1
-    return max(-1.0, delta - reach(p2 - low2, high1 - p1)), min(1.0, delta + reach(high2 - p2, p1 - low1))
-
-
-def mcnemar(better: int, worse: int) -> float:
-    """Two-sided exact p-value: as many of the items that changed rose as fell."""
-    changed, fewer = better + worse, min(better, worse)
-    if changed == 0:
-        return 1.0
-    tail = sum(math.comb(changed, k) for k in range(fewer + 1))
-    return min(1.0, float(2 * tail / 2**changed))
-
-
-def t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t distribution, for a probability of at least one half."""
-    low, high = 0.0, 1.0
-    while t_cumulative(high, freedom) < probability and high < 1e12:
-        low, high = high, high * 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in {low, high}:
-            break
-        low, high = (middle, high) if t_cumulative(middle, freedom) < probability else (low, middle)
-    return low
-
-
-def t_cumulative(value: float, freedom: float) -> float:
-    """Distribution function of Student's t."""
-    tail = 0.5 * _incomplete_beta(freedom / (freedom + value * value), freedom / 2, 0.5)
-    return 1 - tail if value > 0 else tail
-
-
 _TINY = 1e-12
 
 
@@ -276,30 +218,3 @@ def _permuted(steps: Sequence[float]) -> tuple[float, str]:
     deviation = _variance([step - mean for step in steps])
     p_value = 2 * t_cumulative(-abs(mean) / math.sqrt(deviation), count - 1) if deviation else 0.0
     return p_value, "student t"
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function, by its continued fraction (Numerical Recipes, 6.4)."""
-    if x <= 0 or x >= 1:
-        return 0.0 if x <= 0 else 1.0
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    if x < (a + 1) / (a + b + 2):
-        return front * _fraction(x, a, b) / a
-    return 1 - front * _fraction(1 - x, b, a) / b
-
-
-def _fraction(x: float, a: float, b: float) -> float:
-    floor = 1e-300
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1) or floor)
-    result = d
-    for m in range(1, 500):
-        for numerator in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 / (1 + numerator * d or floor)
-            c = 1 + numerator / c or floor
-            result *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return result

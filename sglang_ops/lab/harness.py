@@ -1,6 +1,7 @@
-"""The evaluation harness's image for a lab: made when an evaluation needs it, and pushed into the lab's registry.
+"""The evaluation harnesses' images for a lab: made when an evaluation needs them, and pushed into the lab's registry.
 
-It is not part of what every lab has, because its download and its unpacking take as long as a simulator's whole lab.
+They are not part of what every lab has, because their download and unpacking take as long as a simulator's whole lab.
+NVIDIA's two are made of NVIDIA's own packages on the index, under the names of the launcher's task table.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -25,35 +27,76 @@ from sglang_ops.lab.settings import Plan, cache_root
 
 Log = Callable[[str], None]
 
-REPOSITORY, TAG = "lm-eval", "0.4.13"
 # Packages that are on the index as sources only; all are pure Python.
-_SOURCES = ("langdetect",)
-# What scoring generated text does not open: tests, headers, tasks of other kinds, Arrow's services.
-_WITHOUT = (
-    "*.a", "*.pxd", "*.pyi", "*.pyx", "*/tests/*", "*/include/*",
-    "lm_eval/tasks/[!agims]*/*", "lm_eval/tasks/g[!ps]*/*", "lm_eval/tasks/i[!f]*/*", "lm_eval/tasks/a[!i]*/*",
-    "lm_eval/tasks/m[!i]*/*", "lm_eval/tasks/s*/*",
+_SOURCES = ("langdetect", "pylatexenc", "rouge_score", "word2number")
+# What scoring generated text does not open: tests, headers, Arrow's services, tasks of other kinds.
+_GENERAL = ("*.a", "*.pxd", "*.pyi", "*.pyx", "*/tests/*", "*/include/*")
+_ARROW = (
     "pyarrow/*flight*", "pyarrow/*gandiva*", "pyarrow/src/*", "pyarrow/libarrow_python.so", "pyarrow/*.so.*.*.*",
 )  # fmt: skip
-_IMPORTS = """
-import lm_eval, lm_eval.evaluator, lm_eval.models.openai_completions, lm_eval.tasks.ifeval.utils
-import datasets, pandas, pyarrow.csv, pyarrow.dataset, pyarrow.parquet, sacrebleu, scipy.stats, sklearn.metrics
-"""
-_LABELS: Mapping[str, str] = {
-    "org.opencontainers.image.title": "lm-evaluation-harness",
-    "org.opencontainers.image.description": "lm-evaluation-harness as released, trimmed for the lab to some tasks",
-    "org.opencontainers.image.version": TAG,
-}
+_TASKS = (
+    "lm_eval/tasks/[!agims]*/*", "lm_eval/tasks/g[!ps]*/*", "lm_eval/tasks/i[!f]*/*", "lm_eval/tasks/a[!i]*/*",
+    "lm_eval/tasks/m[!i]*/*", "lm_eval/tasks/s*/*",
+)  # fmt: skip
+_READERS = "import datasets, pandas, pyarrow.csv, pyarrow.dataset, pyarrow.parquet"
+_PROGRAM = "#!/usr/bin/python3\nimport sys\nfrom {module} import {name}\nsys.exit({name}())\n"
+_EVALUATOR = {"nemo-evaluator": ("nemo_evaluator.core.entrypoint", "run_eval")}
 
 
-def provide(plan: Plan, log: Log) -> str:
+@dataclass(frozen=True)
+class Harness:
+    """An image to be: its name, its packages, what of them is left out, its programs, and what is compiled."""
+
+    repository: str
+    tag: str
+    layer: str
+    pins: str
+    without: tuple[str, ...]
+    imports: str
+    programs: Mapping[str, tuple[str, str]]
+    title: str
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return {
+            "org.opencontainers.image.title": self.title,
+            "org.opencontainers.image.description": f"{self.title} as released, trimmed for the lab to some tasks",
+            "org.opencontainers.image.version": self.tag,
+        }
+
+
+REPOSITORY, TAG = "lm-eval", "0.4.13"
+UPSTREAM = Harness(
+    REPOSITORY, TAG, "harness", "harness-pins.txt", (*_GENERAL, *_TASKS, *_ARROW),
+    f"\nimport lm_eval, lm_eval.evaluator, lm_eval.models.openai_completions, lm_eval.tasks.ifeval.utils\n{_READERS}, "
+    "sacrebleu, scipy.stats, sklearn.metrics\n",
+    {}, "lm-evaluation-harness",
+)  # fmt: skip
+_NVIDIA_TAG = "26.03"
+NVIDIA = (
+    Harness(
+        "nvidia/eval-factory/simple-evals", _NVIDIA_TAG, "nvidia-simple-evals", "nvidia-simple-evals-pins.txt",
+        (*_GENERAL, *_ARROW), f"import nemo_evaluator.core.entrypoint, simple_evals.__main__\n{_READERS}",
+        _EVALUATOR | {"simple_evals": ("simple_evals.__main__", "main")}, "NVIDIA's simple-evals",
+    ),
+    Harness(
+        "nvidia/eval-factory/lm-evaluation-harness", _NVIDIA_TAG, "nvidia-lm-eval", "nvidia-lm-eval-pins.txt",
+        (*_GENERAL, *_ARROW, *_TASKS, "transformers/models/*/modeling_*", "transformers/models/*/modular_*"),
+        f"import nemo_evaluator.core.entrypoint, lm_eval.__main__, lm_eval.tasks.ifeval.utils\n{_READERS}\n"
+        "import lm_eval.models.openai_completions, sacrebleu, scipy.stats, sklearn.metrics",
+        _EVALUATOR | {"lm-eval": ("lm_eval.__main__", "cli_evaluate")}, "NVIDIA's lm-evaluation-harness",
+    ),
+)  # fmt: skip
+
+
+def provide(plan: Plan, harness: Harness, log: Log) -> str:
     """See that the lab's registry has the image; its reference. Raises OpsError."""
-    ref = f"{plan.registry_address}/{REPOSITORY}:{TAG}"
-    registry = f"http://{ref.partition('/')[0]}/v2/{REPOSITORY}"
-    if _ask("HEAD", f"{registry}/manifests/{TAG}") == 200:
+    ref = f"{plan.registry_address}/{harness.repository}:{harness.tag}"
+    registry = f"http://{ref.partition('/')[0]}/v2/{harness.repository}"
+    if _ask("HEAD", f"{registry}/manifests/{harness.tag}") == 200:
         return ref
-    made = _layers(log)
-    image = oci.Image(REPOSITORY, TAG, made, recipes.ENVIRONMENT, _LABELS)
+    made = _layers(harness, log)
+    image = oci.Image(harness.repository, harness.tag, made, recipes.ENVIRONMENT, harness.labels)
     config, manifest = oci.described(image)
     for layer in made:
         log(f"pushing {layer.size / 1e6:.0f} MB")
@@ -62,17 +105,17 @@ def provide(plan: Plan, log: Log) -> str:
         file.write(config)
         file.flush()
         _push(registry, f"sha256:{hashlib.sha256(config).hexdigest()}", Path(file.name))
-    status = _ask("PUT", f"{registry}/manifests/{TAG}", manifest, {"Content-Type": oci.MANIFEST_TYPE})
+    status = _ask("PUT", f"{registry}/manifests/{harness.tag}", manifest, {"Content-Type": oci.MANIFEST_TYPE})
     if status != 201:
-        raise OpsError(f"The lab's registry did not take {REPOSITORY}:{TAG}: status {status}.")
+        raise OpsError(f"The lab's registry did not take {harness.repository}:{harness.tag}: status {status}.")
     return ref
 
 
-def _layers(log: Log) -> tuple[oci.Layer, ...]:
+def _layers(harness: Harness, log: Log) -> tuple[oci.Layer, ...]:
     """Debian's Python and, above it, the harness; from the cache where an earlier lab made them."""
     store = cache_root() / "images"
     store.mkdir(parents=True, exist_ok=True)
-    recipe = [layers.base(), _harness()]
+    recipe = [layers.base(), _recipe(harness)]
     with locked(store):
         workplace = store / ".build"
         if workplace.exists():  # of a build that was killed
@@ -82,28 +125,36 @@ def _layers(log: Log) -> tuple[oci.Layer, ...]:
             made = build.ensure_layers(recipe, store / "layers", workplace, log)
         finally:
             shutil.rmtree(workplace)
-    return made["base"], made["harness"]
+    return made["base"], made[harness.layer]
 
 
-def _harness() -> LayerRecipe:
-    text = (resources.files("sglang_ops.lab.images") / "harness-pins.txt").read_text("utf-8")
+def _recipe(harness: Harness) -> LayerRecipe:
+    text = (resources.files("sglang_ops.lab.images") / harness.pins).read_text("utf-8")
     pins = [line for line in text.splitlines() if line and not line.startswith("#")]
+    programs = {name: _PROGRAM.format(module=of, name=do) for name, (of, do) in harness.programs.items()}
 
     def fill(tree: Path, log: Log) -> None:
-        log(f"harness: {len(pins)} packages, 0.2 GB to download")
+        log(f"{harness.layer}: {len(pins)} packages, 0.2 GB to download")
         with tempfile.TemporaryDirectory(dir=tree.parent) as place:
             downloads = Path(place)
             built = [pin for pin in pins if pin.partition("==")[0] in _SOURCES]
             wheels.fetch([pin for pin in pins if pin not in built], downloads)
             _build(built, downloads)
-            wheels.unpack(downloads, tree / recipes.SITE, without=_WITHOUT)
+            wheels.unpack(downloads, tree / recipes.SITE, without=harness.without)
         for name, text in questions.SENTENCES.items():
-            path = tree / questions.IN_IMAGE.lstrip("/") / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            _write(tree / questions.IN_IMAGE.lstrip("/") / name, text, 0o644)
+        for name, text in programs.items():
+            _write(tree / "usr/local/bin" / name, text, 0o755)
 
-    inputs = [pins, _WITHOUT, _IMPORTS, questions.IN_IMAGE, questions.SENTENCES]
-    return LayerRecipe("harness", inputs, fill, _IMPORTS)
+    inputs: list[object] = [pins, harness.without, harness.imports, questions.IN_IMAGE, questions.SENTENCES]
+    inputs += [programs] if programs else []
+    return LayerRecipe(harness.layer, inputs, fill, harness.imports)
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
 
 
 def _build(pins: list[str], target: Path) -> None:

@@ -38,6 +38,7 @@ def inventory(folder: Folder, plan: Plan) -> str:
                 "sglang_server_hf_endpoint": plan.model_source,
                 "sglang_server_ulimits": [],
                 "evaluation_harness_image": f"{plan.registry_address}/{harness.REPOSITORY}:{harness.TAG}",
+                "evaluation_registry_mirrors": {"nvcr.io": plan.registry_address},
             },
         }
     }

@@ -13,6 +13,7 @@ from sglang_ops.spec import EnvValue
 
 if TYPE_CHECKING:
     from sglang_ops.planning.draft import Draft
+    from sglang_ops.planning.service import ServicePlan
 
 _ALIVE = ("active", "activating", "deactivating", "reloading")
 
@@ -56,6 +57,25 @@ def check_port(name: str, port: int, key: str, facts: HostFacts, now: HostFacts)
 def check_engine(facts: HostFacts) -> list[Problem]:
     """The container engine is usable, or can be made so without stopping what runs."""
     return [Problem("engine", f"{facts.host}: {facts.engine.refusal}")] if facts.engine.refusal else []
+
+
+def check_evaluations(services: Sequence[ServicePlan], facts: HostFacts) -> list[Problem]:
+    """No service gets another release while the quality of the one it has is being measured."""
+    problems = []
+    for one in facts.evaluations:
+        changing = [item.name for item in services if one.releases.get(item.name) not in (None, item.release)]
+        if changing:
+            far = f"{one.done} of {one.total} answered" if one.total else "it has just begun"
+            left = f", about {max(1, round(one.seconds_left / 60))} min left" if one.seconds_left else ""
+            problems.append(
+                Problem(
+                    "evaluation",
+                    f"evaluation {one.run} of {', '.join(changing)} is at work on {facts.host} ({far}{left}), and this "
+                    f"deploy would end it incomplete. Wait for it (`sglang-ops evaluate wait {one.run}`), cancel it, "
+                    "or add --interrupt-evaluations.",
+                )
+            )
+    return problems
 
 
 def check_model(source: ModelSource, model: Model | None) -> list[Problem]:

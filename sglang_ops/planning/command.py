@@ -15,6 +15,8 @@ from sglang_ops.spec import Deployment, cache_of
 # Where the launcher mounts a local checkpoint.
 CHECKPOINT = "/checkpoint"
 SECRETS_IN_CONTAINER = "/run/sglang-ops/secrets.env"
+# planning/with_key.py, which lies beside the unit of a service with an API key.
+WITH_KEY = "/run/sglang-ops/with_key.py"
 # Never handed to the server: host GPU numbers mean nothing inside, where the devices are renumbered.
 _NOT_PASSED = {"CUDA_VISIBLE_DEVICES"}
 # Characters by which a shell does more than split words.
@@ -74,8 +76,10 @@ def _server(deployment: Deployment, source: ModelSource) -> tuple[str, ...]:
     model = source.arguments()
     if option(extra, "--revision"):
         model = model[:2]
+    start = ("-m", "sglang.launch_server") if deployment.api_key is None else (WITH_KEY, "sglang.launch_server")
     return (
-        *("python3", "-m", "sglang.launch_server"),
+        "python3",
+        *start,
         *model,
         *host,
         *("--port", str(deployment.port)),

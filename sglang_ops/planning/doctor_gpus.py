@@ -178,8 +178,9 @@ def kernel_log(seen: Examined) -> Finding | None:
     if not hardware:
         return None
     detail = f"the kernel log tells of faults of GPUs since the last boot: {_xids(hardware)}"
-    return Finding("xid", detail, "sudo dmesg | grep Xid; docs.nvidia.com/deploy/xid-errors says what each is",
-                   warning=True)
+    return Finding(
+        "xid", detail, "sudo dmesg | grep Xid; docs.nvidia.com/deploy/xid-errors says what each is", warning=True
+    )
 
 
 def _xids(told: dict[int, str]) -> str:

@@ -50,8 +50,13 @@ def mtu(seen: Examined) -> Finding | None:
     small = [f"{name} ({size})" for name, size in network.lower.items() if 0 < size < network.mtu]
     if small:
         detail = f"the default route's interface {own} has a larger MTU than {listed(small)} below it"
-        return Finding("mtu", detail, f"sudo ip link set {network.interface} mtu {min(network.lower.values())}, "
-                       "and the same in the network configuration", warning=True)
+        return Finding(
+            "mtu",
+            detail,
+            f"sudo ip link set {network.interface} mtu {min(network.lower.values())}, "
+            "and the same in the network configuration",
+            warning=True,
+        )
     large = [f"{name} ({size})" for name, size in network.bridges.items() if size > network.mtu]
     if large:
         detail = f"{listed(large)} has a larger MTU than the default route's interface {own}"

@@ -71,6 +71,7 @@ def draft(wanted: Wanted, now: HostFacts, facts: HostFacts, settings: Settings) 
     problems += nodes.check(deployment, facts, now)
     open_questions = [f"{text} The image is asked before anything stops." for text in doubts if unsure]
     warnings = (*judged.warnings, *open_questions, *_warnings(deployment, source), *fitting.warnings)
+    warnings = (*warnings, *nodes.warnings(deployment, facts, settings))
     settled = replace(wanted, deployment=deployment)
     return Draft(settled, source, fitting, model, flags, asks, tuple(problems), warnings)
 

@@ -82,6 +82,13 @@ class Disk(_Fact):
     device: int
 
 
+class Memory(_Fact):
+    """The host's own memory, in bytes; `available` can be had without swapping."""
+
+    total: int
+    available: int
+
+
 class Probe(_Fact):
     """What a deployed service answered to the gate's questions, asked once without waiting."""
 
@@ -92,7 +99,7 @@ class Probe(_Fact):
 class Service(_Fact):
     """A service that this tool deployed: its release record, the unit file found, its state.
 
-    `rollout` is the record of a roll-out that has not finished here.
+    `rollout` is the record of a roll-out that has not finished here, `failed_rollouts` names those that failed here.
     """
 
     name: str
@@ -107,6 +114,9 @@ class Service(_Fact):
     workers: tuple[dict[str, Any], ...] | None = None
     members: dict[str, str] = {}
     rollout: dict[str, Any] | None = None
+    failed_rollouts: tuple[str, ...] = ()
+    # What a server without GPUs holds of the host's memory; None where it was not looked at.
+    resident_bytes: int | None = None
 
     @property
     def gpus(self) -> tuple[int, ...]:
@@ -119,6 +129,16 @@ class Service(_Fact):
     @property
     def shares_gpus(self) -> bool:
         return bool(self.record.get("content", {}).get("share_gpus"))
+
+
+class Evaluation(_Fact):
+    """An evaluation at work on the host, the releases of its services, and how far it is."""
+
+    run: str
+    releases: dict[str, str] = {}
+    done: int | None = None
+    total: int | None = None
+    seconds_left: int | None = None
 
 
 class HostFacts(_Fact):
@@ -145,10 +165,12 @@ class HostFacts(_Fact):
     arguments: dict[str, dict[str, Any]] = {}
     listeners: tuple[Listener, ...] = ()
     disks: tuple[Disk, ...] = ()
+    memory: Memory | None = None
     services: tuple[Service, ...] = ()
     runtime: dict[str, str | None] = {}
     machine: str = ""
     kernels: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
     drained: bool = False
     interface: str = ""
     infiniband: bool = False

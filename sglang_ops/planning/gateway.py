@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from sglang_ops.planning.beside import sharing_hosts
 from sglang_ops.planning.checks import check_port, check_secrets
 from sglang_ops.planning.command import Mount, arguments, exec_start, option
 from sglang_ops.planning.facts import HostFacts, Service
@@ -128,7 +129,7 @@ def gateway_plan(wanted: WantedGateway, facts: HostFacts, settings: Settings) ->
     release = release_id(content)
     unit = _unit(wanted, facts, settings, release, fingerprints)
     action, healthy = _action(deployed, release, unit)
-    join, leave = _membership(wanted, deployed)
+    join, leave, spared = _membership(wanted, deployed)
     address = facts.address if gateway.address in EVERYWHERE else gateway.address
     return ServicePlan(
         kind="gateway",
@@ -152,7 +153,7 @@ def gateway_plan(wanted: WantedGateway, facts: HostFacts, settings: Settings) ->
         secrets=tuple(fingerprints),
         files={LAUNCHER: program},
         members={
-            "wanted": [worker.url for worker in wanted.workers],
+            "wanted": [*(worker.url for worker in wanted.workers), *spared],
             "join": list(join),
             "leave": list(leave),
         },
@@ -185,14 +186,19 @@ def problems_of(wanted: Sequence[WantedGateway], now: HostFacts, placed: Sequenc
     return found
 
 
-def _membership(wanted: WantedGateway, deployed: Service | None) -> tuple[list[str], list[str]]:
-    """URLs that the gateway should have and has not, and those that it has and the inventory does not."""
+def _membership(wanted: WantedGateway, deployed: Service | None) -> tuple[list[str], list[str], list[str]]:
+    """URLs that the gateway should have and has not, those that it has and the inventory does not, and of these such
+    as stay: they serve on a host of the inventory that is about to change, and will be taken out there.
+    """
     urls = [worker.url for worker in wanted.workers]
     if deployed is None or deployed.workers is None:
-        return [], []
+        return [], [], []
     listed = {worker["url"] for worker in deployed.workers}
     drained = {url for url, state in deployed.members.items() if state == "drained"}
-    return [url for url in urls if url not in listed | drained], sorted((listed | set(deployed.members)) - set(urls))
+    strangers = (listed | set(deployed.members)) - set(urls)
+    serving = {worker["url"] for worker in deployed.workers if worker.get("healthy")}
+    spared = sharing_hosts(sorted(strangers & serving), urls)
+    return [url for url in urls if url not in listed | drained], sorted(strangers - spared), sorted(spared)
 
 
 def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, bool]:

@@ -120,9 +120,7 @@ def _foreign(facts: HostFacts, index: int, ours: set[int]) -> bool:
     return index not in ours and gpu.memory_used_mib > IDLE_MEMORY_MIB
 
 
-def _too_few(
-    deployment: Deployment, facts: HostFacts, others: Sequence[Service], free: Sequence[int]
-) -> str:
+def _too_few(deployment: Deployment, facts: HostFacts, others: Sequence[Service], free: Sequence[int]) -> str:
     sizes = f"tensor {deployment.tensor_parallel_size} × data {deployment.data_parallel_size}"
     if deployment.pipeline_parallel_size > 1:
         sizes += f" × pipeline {deployment.pipeline_parallel_size}"

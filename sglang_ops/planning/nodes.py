@@ -6,13 +6,14 @@ meet. Rank 0 alone answers requests; the others serve a `/health` that says noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sglang_ops.errors import PreflightError
 from sglang_ops.planning.command import arguments, option
 from sglang_ops.planning.facts import HostFacts
 from sglang_ops.planning.problems import Problem
+from sglang_ops.planning.settings import Settings
 from sglang_ops.spec import Deployment, EnvValue
 
 MEET_ABOVE = 10_000  # the port where ranks meet, above that of the service
@@ -100,6 +101,24 @@ def leader(deployment: Deployment) -> str | None:
 def flags(deployment: Deployment, facts: HostFacts) -> tuple[str, ...]:
     """InfiniBand for the container, where the host has it and the service crosses hosts."""
     return INFINIBAND if deployment.nodes > 1 and facts.infiniband else ()
+
+
+def warnings(deployment: Deployment, facts: HostFacts, settings: Settings) -> Iterator[str]:
+    """What may keep ranks from each other, or slow them, and is no reason to refuse."""
+    if deployment.nodes == 1:
+        return
+    limits = {limit.partition("=")[0] for limit in settings.ulimits}
+    if facts.infiniband and "memlock" not in limits:
+        yield (
+            f"{facts.host} has InfiniBand, which locks memory, and sglang_server_ulimits does not raise its limit. "
+            "Add memlock=-1."
+        )
+    unknown = [name for name in INTERFACES if name not in deployment.env_vars]
+    if unknown:
+        yield (
+            f"which interface of {facts.host} leads to the other hosts of {deployment.service_name} cannot be told; "
+            f"NCCL and Gloo choose one. Set {' and '.join(unknown)} in env_vars."
+        )
 
 
 def check(deployment: Deployment, facts: HostFacts, now: HostFacts) -> list[Problem]:

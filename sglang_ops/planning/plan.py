@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sglang_ops.planning.checks import check_disks, check_engine
+from sglang_ops.planning.checks import check_disks, check_engine, check_evaluations
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.draft import Draft, draft
 from sglang_ops.planning.facts import HostFacts, Service
@@ -14,9 +14,11 @@ from sglang_ops.planning.gateway import WantedGateway, gateway_plan, problems_of
 from sglang_ops.planning.kernels import compiled, lacking
 from sglang_ops.planning.problems import Problem
 from sglang_ops.planning.questions import repository
-from sglang_ops.planning.service import ServicePlan, resolve, service_plan
+from sglang_ops.planning.service import Action, ServicePlan, outage, resolve, service_plan
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.planning.steps import Step, steps, why
+from sglang_ops.planning.surge import with_way
+from sglang_ops.planning.together import stronger
 from sglang_ops.planning.wanted import Wanted, around, in_order
 
 
@@ -66,10 +68,17 @@ def plan(
         undecided = any(made.problems and made.model and made.model.out_of_reach for made in ordered)
         errors = tuple(dict.fromkeys(problems))
         return HostPlan(facts.host, errors, warnings, engine=settings.container_engine, undecided=undecided)
-    services = tuple(
-        [_explained(gateway_plan(item, facts, settings), facts) for item in gateways]
-        + [_service(made, facts, settings) for made in ordered]
-    )
+    fronts_planned = [_explained(gateway_plan(item, facts, settings), facts) for item in gateways]
+    services = [*fronts_planned, *(_service(made, facts, settings) for made in ordered)]
+    spoilt = check_evaluations(services, facts) if not settings.interrupt_evaluations else []
+    if spoilt:
+        return HostPlan(facts.host, tuple(spoilt), warnings, engine=settings.container_engine)
+    pairs = zip(services[len(gateways) :], ordered, strict=True)
+    changing = [with_way(service, made, facts, services, settings) for service, made in pairs]
+    clashes = tuple(problem for _, found in changing for problem in found)
+    if clashes:
+        return HostPlan(facts.host, clashes, warnings, engine=settings.container_engine)
+    services = [*fronts_planned, *(service for service, _ in changing)]
     images = [item.image for item in gateways] + [made.wanted.image for made in ordered]
     return HostPlan(
         host=facts.host,
@@ -83,7 +92,7 @@ def plan(
         holds=_holds(ordered, settings),
         kernels=lacking(services, facts, settings),
         compiled=compiled(services, facts, settings),
-        services=services,
+        services=tuple(services),
     )
 
 
@@ -104,7 +113,30 @@ def _service(made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
     hosts = made.wanted.gateways if in_front and not facts.drained else ()
     url = worker_url(made.deployment, facts.address)
     entries = tuple({"host": host, "service": in_front.service_name, "url": url} for host in hosts if in_front)
-    return _explained(replace(service, gateways=entries), facts)
+    deployed = facts.service(service.name)
+    recorded = deployed.record.get("gateways") or () if deployed else ()
+    same = {(entry["host"], entry["service"]) for entry in entries}
+    former = tuple(entry for entry in recorded if entry not in entries and (entry["host"], entry["service"]) in same)
+    known = _explained(replace(service, gateways=entries, former=former), facts)
+    return _with_group(known, made, facts, settings)
+
+
+def _with_group(service: ServicePlan, made: Draft, facts: HostFacts, settings: Settings) -> ServicePlan:
+    """The service as its group has it: a member does not stay as it is where another one starts."""
+    group, due = made.wanted.group, made.wanted.due
+    if not group:
+        return service
+    service = replace(service, group=group, gate=service.gate | {"group": list(group)})
+    if not stronger(due.action, service.action):
+        return service
+    action: Action = "restart" if due.action == "restart" else "check"
+    verb = "starts" if action == "restart" else "is asked whether it serves"
+    return replace(
+        service,
+        action=action,
+        outage=outage(action, settings, facts.service(service.name)),
+        why=f"{due.host}, which serves it together with this host, {verb}",
+    )
 
 
 def _explained(service: ServicePlan, facts: HostFacts) -> ServicePlan:

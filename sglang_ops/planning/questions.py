@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang_ops.catalog import releases
 from sglang_ops.planning import nodes
+from sglang_ops.planning.beside import port_beside
 from sglang_ops.planning.command import arguments, hub_cache, option
 from sglang_ops.planning.settings import ResolvedImage, Settings
 from sglang_ops.spec import Deployment, Gateway
@@ -43,7 +44,8 @@ def questions(
 
 
 def _ports(deployment: Deployment) -> list[int]:
-    return [deployment.port, *([nodes.meeting_port(deployment)] if deployment.nodes > 1 else [])]
+    beside = [port_beside(deployment.port)] if deployment.gateway else []
+    return [deployment.port, *beside, *([nodes.meeting_port(deployment)] if deployment.nodes > 1 else [])]
 
 
 def with_repository(deployments: Sequence[Deployment]) -> list[Deployment]:

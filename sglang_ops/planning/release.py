@@ -24,8 +24,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if key == "argv":
             said += _argument_changes(before or (), after or ())
         elif isinstance(before, dict | None) and isinstance(after, dict):
-            changed = sorted(name for name in after.keys() | (before or {}).keys()
-                             if (before or {}).get(name) != after.get(name))
+            changed = sorted(
+                name for name in after.keys() | (before or {}).keys() if (before or {}).get(name) != after.get(name)
+            )
             said.append(f"{key} {', '.join(changed)} changed")
         else:
             said.append(f"{key} {short(before)} → {short(after)}")
@@ -34,8 +35,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def _argument_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
     old, new = _options(before), _options(after)
-    changes = [f"{flag} {short(' '.join(old[flag]))} → {short(' '.join(new[flag]))}"
-               for flag in new if flag in old and old[flag] != new[flag]]
+    changes = [
+        f"{flag} {short(' '.join(old[flag]))} → {short(' '.join(new[flag]))}"
+        for flag in new
+        if flag in old and old[flag] != new[flag]
+    ]
     changes += [f"{short(' '.join([flag, *old[flag]]))} removed" for flag in old if flag not in new]
     changes += [f"{short(' '.join([flag, *new[flag]]))} added" for flag in new if flag not in old]
     return changes or ["arguments reordered"]

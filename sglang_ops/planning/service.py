@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from importlib import resources
 from typing import Any, Literal
 
 from sglang_ops.planning import nodes, topology
 from sglang_ops.planning.command import (
+    WITH_KEY,
     ModelSource,
     Mount,
     arguments,
@@ -40,7 +42,10 @@ class ServicePlan:
 
     `link` is the worst link among the GPUs (NV18, PIX, … SYS), "" where there is none or it is not known; `jit` the
     host's directory of compiled kernels. `gateways` are those in front of a server: their host, their service, and the
-    URL by which they know the server. A gateway's `files` lie beside its unit, and `members` are the servers behind it.
+    URL by which they know the server; `former` are those by which they know the one that runs now, where they differ.
+    A gateway's `files` lie beside its unit, and `members` are the servers behind it. `way` is how a service that serves
+    changes; `surge` is the second server beside it meanwhile, `aside` what must be gone in the end.
+    `group` are the hosts that serve one model together, the first of them rank 0; () where this one does alone.
     """
 
     name: str
@@ -60,8 +65,14 @@ class ServicePlan:
     directories: tuple[str, ...] = ()
     jit: str = ""
     secrets: tuple[str, ...] = ()
-    kind: Literal["server", "gateway"] = "server"
+    kind: Literal["server", "gateway", "surge"] = "server"
     gateways: tuple[dict[str, str], ...] = ()
+    group: tuple[str, ...] = ()
+    former: tuple[dict[str, str], ...] = ()
+    way: str = ""
+    way_why: str = ""
+    surge: ServicePlan | None = None
+    aside: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
     members: dict[str, list[str]] | None = None
     memory: dict[str, Any] | None = None
@@ -97,18 +108,28 @@ class Resolved:
     def argv(self) -> tuple[str, ...]:
         return server_argv(self.deployment, self.source)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Texts by name that lie beside the unit, and that the container mounts."""
+        if self.deployment.api_key is None:
+            return {}
+        name = WITH_KEY.rpartition("/")[2]
+        return {name: (resources.files(__package__) / name).read_text("utf-8")}
+
     def unit(self, release: str) -> str:
         """The systemd unit; it names the release, which is a hash of all the rest."""
         name, engine = self.deployment.service_name, self.settings.container_engine
+        kept = f"{STATE}/{name}/releases/{release}"
+        beside = [Mount(f"{kept}/{file}", f"/run/sglang-ops/{file}", read_only=True) for file in self.files]
         start = exec_start(
             engine=engine,
             engine_path=self.engine_path,
             image=self.image,
             devices=self.device_flags,
             environment=self.environment,
-            bind=self.mounts,
+            bind=[*self.mounts, *beside],
             argv=self.argv,
-            secrets_file=f"{STATE}/{name}/releases/{release}/secrets.env" if self.fingerprints else None,
+            secrets_file=f"{kept}/secrets.env" if self.fingerprints else None,
             settings=self.settings,
         )
         return Unit(
@@ -131,6 +152,7 @@ class Resolved:
             "secrets": self.fingerprints,
             "gpus": list(self.gpus),
             "unit": release_id({"unit": self.unit("")}),
+            **({"files": release_id(self.files)} if self.files else {}),
             **({"share_gpus": True} if self.deployment.share_gpus else {}),
         }
 
@@ -155,7 +177,7 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
         port=deployment.port,
         endpoint=f"http://{address}:{deployment.port}",
         healthy=healthy,
-        outage=_outage(action, settings, facts.service(deployment.service_name)),
+        outage=outage(action, settings, facts.service(deployment.service_name)),
         unit=unit,
         content=content,
         gate=_gate(deployment, settings, release) | {"tokens_needed": resolved.context},
@@ -163,6 +185,7 @@ def service_plan(resolved: Resolved, facts: HostFacts) -> ServicePlan:
         directories=tuple(mount.source for mount in resolved.mounts if not mount.read_only),
         jit=resolved.jit.directory if resolved.jit else "",
         secrets=tuple(resolved.fingerprints),
+        files=resolved.files,
     )
 
 
@@ -211,7 +234,7 @@ def _action(deployed: Service | None, release: str, unit: str) -> tuple[Action, 
     return ("none" if proven and deployed.probe.ok else "check"), deployed.probe.ok
 
 
-def _outage(action: Action, settings: Settings, deployed: Service | None) -> str:
+def outage(action: Action, settings: Settings, deployed: Service | None) -> str:
     """How long nobody is served; the last start is the best guess for the next one."""
     if action != "restart":
         return "none"
@@ -219,6 +242,7 @@ def _outage(action: Action, settings: Settings, deployed: Service | None) -> str
     if deployed and deployed.start_seconds is not None:
         return f"{drain}, then about {deployed.start_seconds} s, as the last start took"
     return f"{drain}, then until the new server is ready"
+
 
 def _gate(deployment: Deployment, settings: Settings, release: str) -> dict[str, Any]:
     bound = option(arguments(deployment), "--host")

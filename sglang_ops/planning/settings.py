@@ -32,6 +32,8 @@ class Settings(BaseModel):
     soak: int = Field(5, ge=0)
     restart_delay: int = Field(10, ge=0)
     strict_arguments: bool = False
+    interrupt_evaluations: bool = False
+    surge: Literal["auto", "never"] = "auto"
     # Whether images of unknown release have been asked in this run: what is still unknown then is refused.
     asked: bool = False
 

@@ -64,6 +64,8 @@ def _row(service: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]
         "detail": _detail(service, probe),
         "changed_by_hand": _by_hand(service),
         "rollout": _rollout(service.get("rollout")),
+        "rank": (record.get("gate") or {}).get("rank"),
+        "group": (record.get("gate") or {}).get("group") or [],
     }
 
 

@@ -59,6 +59,10 @@ class Unit:
         requires = f"RequiresMountsFor={paths(self.mounts)}\n" if self.mounts else ""
         # Quiet, because that there is no such container is the normal case and the journal is the server's.
         remove = f'-/bin/sh -c "exec {path} rm --force %N >/dev/null 2>&1"'
+        prepare = remove
+        if engine == "docker":  # a daemon that died while it started the server has its name taken for ever otherwise
+            forget = f"{path} network disconnect --force host %N"
+            prepare = f'-/bin/sh -c "{{ {path} rm --force %N; {forget}; }} >/dev/null 2>&1"'
         stop = f'-/bin/sh -c "exec {path} stop --time {self.drain_timeout} %N >/dev/null 2>&1"'
         return f"""\
 # Written by sglang-ops; changes made here are replaced by the next deploy.
@@ -74,7 +78,7 @@ StartLimitBurst=5
 [Service]
 Type=exec
 SyslogIdentifier=%N
-ExecStartPre={remove}
+ExecStartPre={prepare}
 ExecStart={self.exec_start}
 ExecStop={stop}
 ExecStopPost={remove}

@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 
 from sglang_ops.planning.facts import HostFacts, Service
 from sglang_ops.planning.settings import ResolvedImage, Secrets
+from sglang_ops.planning.together import NOTHING, Due
 from sglang_ops.spec import Deployment
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One deployment, the digest of its image, the values of its secrets, the hosts of the gateways in front of it."""
+    """One deployment, the digest of its image, the values of its secrets, the hosts of the gateways in front of it.
+
+    `group` are the hosts that serve it together, this one among them, and `due` is what the others need of this one.
+    """
 
     deployment: Deployment
     image: ResolvedImage
     secrets: Secrets = field(default_factory=Secrets)
     gateways: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    due: Due = NOTHING
 
     @property
     def name(self) -> str:

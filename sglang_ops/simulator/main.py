@@ -16,7 +16,7 @@ from typing import NoReturn
 from . import arguments, lifecycle, nodes
 from .model import ModelError, find_model
 from .server import Server
-from .settings import Settings, settings_of
+from .settings import Settings, at, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = arguments.parse(sys.argv[1:] if argv is None else argv)
     try:
-        settings = settings_of(os.environ)
+        settings = at(given.port, settings_of(os.environ))
     except ValueError as error:
         sys.exit(_refusal(error))
     if given.config:

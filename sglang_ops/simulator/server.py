@@ -140,6 +140,7 @@ class Server:
     async def _generate(self, request: Request) -> Response:
         if self._settings.faults.garbage:
             return Response(body=b"<html><body>It works!</body></html>", content_type="text/html")
+        log.debug("Asked %s: %s", request.path, request.body.decode("utf-8", "replace"))
         try:
             call = CALLS[request.path](
                 request.body,
@@ -156,6 +157,7 @@ class Server:
         if call.script and (refused := call.script.refusal()):
             return json_response(_error(refused, "ScriptedError", "This refusal is scripted."), refused)
         if call.script:
+            log.info("Scripted answer to %r", call.script.contains)
             await asyncio.sleep(call.script.seconds)
         log.info(
             "Prefill batch, #new-seq: 1, #new-token: %d, #cached-token: 0, #running-req: %d, #queue-req: %d",

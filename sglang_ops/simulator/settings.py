@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .answers import Scripted, load
 
 FAULT_VARIABLE = "SGLANG_SIMULATOR_FAULT"
+FAULT_PORT_VARIABLE = "SGLANG_SIMULATOR_FAULT_PORT"
 STARTUP_VARIABLE = "SGLANG_SIMULATOR_STARTUP_SECONDS"
 SPEED_VARIABLE = "SGLANG_SIMULATOR_TOKENS_PER_SECOND"
 POLL_VARIABLE = "SGLANG_SIMULATOR_DRAIN_POLL"
@@ -47,11 +48,17 @@ class Settings:
     """How fast the simulator is, in seconds and tokens per second and request, what it takes, and its faults."""
 
     faults: Faults = Faults()
+    fault_port: int = 0  # of several servers with the same environment only that on this port has the faults; 0 is all
     startup_seconds: float = 1.0
     tokens_per_second: float = 2000.0
     poll_seconds: float = 5.0  # SGLang's own constant: its watchdog looks that often whether it may go
     vision: bool = False  # whether its model takes images
     answers: tuple[Scripted, ...] = ()  # what is answered to which prompt; every other one gets the same sentence
+
+
+def at(port: int, settings: Settings) -> Settings:
+    """The settings for the server on `port`."""
+    return settings if settings.fault_port in (0, port) else replace(settings, faults=Faults())
 
 
 def settings_of(environment: Mapping[str, str]) -> Settings:
@@ -66,6 +73,7 @@ def settings_of(environment: Mapping[str, str]) -> Settings:
         raise ValueError(f"{VISION_VARIABLE}: {environment[VISION_VARIABLE]!r} is neither 0 nor 1")
     return Settings(
         faults=faults_of(environment.get(FAULT_VARIABLE, "")),
+        fault_port=int(number(FAULT_PORT_VARIABLE, 0)),
         startup_seconds=number(STARTUP_VARIABLE, Settings.startup_seconds),
         tokens_per_second=number(SPEED_VARIABLE, Settings.tokens_per_second),
         poll_seconds=number(POLL_VARIABLE, Settings.poll_seconds),

@@ -34,7 +34,7 @@ def deployment_warnings(deployment: Deployment) -> Iterator[str]:
     yield from cache_of(deployment, "/").warnings
     words = deployment.extra_args
     if any(word.partition("=")[0] in {"--api-key", "--admin-api-key"} for word in words):
-        yield "--api-key in extra_args shows in the unit, in `ps` and in SGLang's own log."
+        yield "--api-key in extra_args shows in the unit, in `ps` and in SGLang's own log. Write api_key: host:NAME."
     if any(_EXPANDED.search(word) for word in words):
         yield "extra_args: no shell expands $ and ` in it; the server gets them as they are."
     if deployment.command is not None:

@@ -16,6 +16,7 @@ from sglang_ops.spec.values import (
     Port,
     Seconds,
     Size,
+    a_reference,
     carried,
     is_image,
     is_pattern,
@@ -48,16 +49,6 @@ OWNED_FLAGS = {
 }
 
 
-def _key(raw: object) -> object:
-    if raw is None or isinstance(raw, EnvValue):
-        return raw
-    value = EnvValue.parse(raw)
-    if value.kind == "literal":  # the text itself is not repeated: it may be the key
-        fix = "Write host:NAME for a variable where sglang-ops runs, or runtime:NAME for one of the gateway's host."
-        raise Mistake("is a secret and does not stand in the file.", fix=fix)
-    return value
-
-
 class Gateway(Section):
     """SGLang's router in front of the servers of a deployment."""
 
@@ -75,7 +66,7 @@ class Gateway(Section):
     policy: Literal["cache_aware", "random", "round_robin", "power_of_two", "manual"] = Field(
         "cache_aware", description="How a server is chosen for a request; power_of_two needs two servers."
     )
-    api_key: Annotated[EnvValue | None, BeforeValidator(_key)] = Field(
+    api_key: Annotated[EnvValue | None, BeforeValidator(a_reference)] = Field(
         None,
         description="host:NAME or runtime:NAME: the key that clients send. Without it the gateway asks for none.",
         json_schema_extra={"pattern": "^(host|runtime):[A-Za-z_][A-Za-z0-9_]*$"},

@@ -7,14 +7,15 @@ known here, so that a file written for it works as it is. What it says to other 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sglang_ops.spec.section import Section, no_effect, subsection
+from sglang_ops.spec.section import NO_EFFECT, Section, no_effect, subsection
 from sglang_ops.spec.values import EnvVars, Mistake, Mounts
 
 FreeMapping = Annotated[dict[str, Any], BeforeValidator(lambda raw: {} if raw is None else raw)]
+NVIDIA_HARNESSES = ("simple_evals", "lm-evaluation-harness")
 _HOSTS = "The inventory says which hosts there are."
 _SLURM = "Slurm: "
 _LEPTON = "Lepton: "
@@ -40,7 +41,11 @@ class ExecutionEnvVars(Section):
 class Execution(Section):
     """The launcher's execution section. What belongs to other executors is accepted and has no effect here."""
 
-    type: Any = no_effect("The launcher's executor.", _HOSTS)
+    type: Any = Field(
+        None,
+        description="`local` evaluates from this machine instead of on the hosts. No other executor has an effect.",
+        json_schema_extra={NO_EFFECT: _HOSTS},
+    )
     output_dir: str | None = Field(None, description="Where the evaluation's results are brought.")
     mounts: ExecutionMounts = subsection(ExecutionMounts, "Further mounts of the containers.")
     env_vars: ExecutionEnvVars = subsection(ExecutionEnvVars, "Environment per container.")
@@ -73,6 +78,16 @@ class Execution(Section):
     env_var_names: Any = no_effect(_LEPTON + "variables of the evaluation.")
     evaluation_tasks: Any = no_effect(_LEPTON + "resources of evaluations.")
     lepton_platform: Any = no_effect(_LEPTON + "settings of the platform.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, data: Any) -> Any:
+        return {"type": data} if isinstance(data, str) else data
+
+    @property
+    def on_controller(self) -> bool:
+        """Whether the harness runs on the machine at which the operator sits."""
+        return bool(self.type == "local")
 
 
 class Task(Section):
@@ -109,12 +124,31 @@ class Evaluation(Section):
     nemo_evaluator_config: FreeMapping = Field(
         default_factory=dict, description="Free settings of the evaluator for all tasks (config.params, target, …)."
     )
+    harness: Literal["lm-evaluation-harness", "nvidia"] = Field(
+        "lm-evaluation-harness",
+        description="Who runs a task that several know: `nvidia` prefers NVIDIA's containers of the launcher.",
+    )
     harness_image: str | None = Field(
         None, description="Image with Python and lm_eval, in which evaluations run. Default: evaluation_harness_image."
+    )
+    nvidia_images: Annotated[dict[str, str], BeforeValidator(lambda raw: {} if raw is None else raw)] = Field(
+        default_factory=dict,
+        description="NVIDIA's containers by harness (simple_evals, lm-evaluation-harness), instead of the launcher's; "
+        "one that stands here is preferred.",
     )
     env_vars: EnvVars = Field(default_factory=dict, description="Environment of all tasks.")
     pre_cmd: str = Field("", description="Shell commands in every task's container before the evaluator.")
     post_cmd: str = Field("", description="Shell commands in every task's container after the evaluator.")
+
+    @field_validator("nvidia_images")
+    @classmethod
+    def _of_nvidia(cls, value: dict[str, str]) -> dict[str, str]:
+        unknown = next((name for name in value if name not in NVIDIA_HARNESSES), None)
+        if unknown is not None:
+            raise Mistake(
+                "is no harness of NVIDIA's that is run here.", unknown, fix=f"Known: {', '.join(NVIDIA_HARNESSES)}."
+            )
+        return value
 
 
 class ApiEndpoint(Section):

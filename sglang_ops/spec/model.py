@@ -8,9 +8,9 @@ keys that nobody knows are errors instead of being ignored. docs/deployment-file
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sglang_ops.spec.gateway import Gateway
 from sglang_ops.spec.section import Section, no_effect, subsection
@@ -27,6 +27,7 @@ from sglang_ops.spec.values import (
     Size,
     SizeOrAuto,
     Truth,
+    a_reference,
     carried,
     is_image,
     is_path,
@@ -44,6 +45,8 @@ _REPO = re.compile(r"^(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w.
 
 _ABSOLUTE: dict[str, Any] = {"pattern": "^/"}  # what editors are told; the validators below know more
 
+# The variable by which the container gets `api_key`; plugins/module_utils/sglang_host_probe.py reads it too.
+API_KEY = "SGLANG_OPS_API_KEY"
 # What we write on the command line ourselves, and the key that sets it.
 OWNED_FLAGS = {
     "--model-path": "hf_model_handle or checkpoint_path",
@@ -131,6 +134,11 @@ class Deployment(Section):
         default_factory=dict,
         description="Environment of the server: text, lit:TEXT, host:NAME (a secret of yours) or runtime:NAME.",
     )
+    api_key: Annotated[EnvValue | None, BeforeValidator(a_reference)] = Field(
+        None,
+        description="host:NAME or runtime:NAME: the key that clients send. Without it the server asks for none.",
+        json_schema_extra={"pattern": "^(host|runtime):[A-Za-z_][A-Za-z0-9_]*$"},
+    )
     endpoints: Endpoints = subsection(Endpoints, "Paths that the gate and others ask.")
     pre_cmd: str | None = Field(
         None, description="Shell commands in the container before the server, in the same shell."
@@ -211,6 +219,19 @@ class Deployment(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_one_key(self) -> Deployment:
+        if self.api_key is None:
+            return self
+        if self.gateway is not None:
+            raise Mistake("gateway.api_key is what clients of a gateway send.", fix="Move api_key there.")
+        if self.command is not None:
+            raise Mistake("api_key has no effect: command replaces the whole command.", fix="Leave out one of them.")
+        if any(word.partition("=")[0] == "--api-key" for word in self.extra_args):
+            raise Mistake("api_key and --api-key in extra_args are both there.", fix="Keep api_key.")
+        object.__setattr__(self, "env_vars", self.env_vars | {API_KEY: self.api_key})
+        return self
+
+    @model_validator(mode="after")
     def _has_a_name_of_its_own(self) -> Deployment:
         derived = slug(self.served_model_name)
         if self.name is None and derived.startswith(RESERVED):
@@ -237,9 +258,6 @@ class Deployment(Section):
     def _spreads(self) -> Deployment:
         if self.nodes == 1:
             return self
-        if self.gateway is not None:
-            raise Mistake(f"nodes: {self.nodes} gives one server per group, and a gateway would ask every host.",
-                          fix="Leave out the gateway, or `nodes`.")
         if self.command is not None:
             raise Mistake(f"nodes: {self.nodes} needs arguments of its own on every host, and `command` is the same.")
         if self.tensor_parallel_size == "auto":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from sglang_ops.spec.section import Section
-from sglang_ops.spec.values import Count, Mistake, Seconds, Tokens, Truth
+from sglang_ops.spec.values import Count, Mistake, Seconds, Size, Tokens, Truth
 
 _SHARE = re.compile(r"^(100|[1-9][0-9]?)%\Z")
 
@@ -35,17 +35,38 @@ Order = Literal["inventory", "reverse_inventory", "sorted", "reverse_sorted", "s
 
 
 class QualityGate(Section):
-    """A question with a known answer, asked of the first batch once it serves."""
+    """What the first batch must show once it serves: an answer, or an evaluation that a policy judges."""
 
-    prompt: str = Field(min_length=1, description="What the canary is asked, as a chat message.")
-    expect: str = Field(min_length=1, description="Regular expression that must be found in its answer.")
+    prompt: str | None = Field(None, min_length=1, description="What the canary is asked, as a chat message.")
+    expect: str | None = Field(None, min_length=1, description="Regular expression that must be found in its answer.")
     max_tokens: Tokens = Field(64, description="Tokens that it may take for it.")
+    policy: str | None = Field(
+        None, min_length=1, description="Instead: file with the limits that an evaluation of the canary must keep."
+    )
+    tasks: tuple[str, ...] = Field((), description="Tasks of that evaluation. Default: those of the policy.")
+    limit_samples: Size | None = Field(None, description="Only so many items of each task.")
+    baseline: str | None = Field(None, min_length=1, description="Folder of a run, for the policy's max_drop.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> QualityGate:
+        question = [name for name in ("prompt", "expect") if getattr(self, name) is not None]
+        if self.policy is not None and question:
+            fix = "Keep one of them."
+            raise Mistake(f"has policy and {question[0]}: an evaluation decides, or a question.", fix=fix)
+        if self.policy is None:
+            missing = next((name for name in ("prompt", "expect") if name not in question), None)
+            if missing:
+                raise Mistake(f"has no {missing}.", fix="Write prompt and expect, or policy for an evaluation.")
+            alone = next((name for name in ("tasks", "limit_samples", "baseline") if getattr(self, name)), None)
+            if alone:
+                raise Mistake(f"has {alone} without policy.", fix="Write policy: the file with its limits.")
+        return self
 
     @field_validator("expect")
     @classmethod
-    def _compiles(cls, value: str) -> str:
+    def _compiles(cls, value: str | None) -> str | None:
         try:
-            re.compile(value)
+            re.compile(value or "")
         except re.error as error:
             raise Mistake(f"'{value}' is no regular expression: {error}.") from None
         return value
@@ -78,7 +99,12 @@ class Rollout(Section):
     )
     auto_rollback: Truth = Field(True, description="Whether a host that fails goes back to its last stable release.")
     order: Order = Field("inventory", description="Which hosts come first, in Ansible's words.")
-    gate: QualityGate | None = Field(None, description="A question with a known answer for the first batch.")
+    surge: Literal["auto", "never"] = Field(
+        "auto",
+        description="Whether a second server starts beside the one that changes, where a gateway is in front of them "
+        "and it fits the host; else the one stops first.",
+    )
+    gate: QualityGate | None = Field(None, description="What the first batch must show beyond serving.")
 
     def laid_over(self, given: dict[str, Any]) -> Rollout:
         """These settings with what was given elsewhere (flags, another file) over them. Raises ValidationError."""

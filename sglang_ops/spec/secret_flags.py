@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-_SECRET_FLAG = re.compile(r"^--[\w-]*(key|token|secret|password)[\w-]*$", re.IGNORECASE)
+# By its last word: --api-key and --ssl-keyfile-password are secrets, --tokenizer-path and --max-total-tokens are not.
+_SECRET_FLAG = re.compile(r"^--([\w-]+[-_])?(api)?(key|token|secret|password)$", re.IGNORECASE)
 
 
 def without_secrets(arguments: Sequence[str], instead: Callable[[str], str]) -> Iterator[str]:

@@ -225,6 +225,17 @@ def _mounts(raw: object) -> tuple[Mount, ...]:
     raise Mistake(f"must map paths on the host to paths in the container, found {raw!r}.")
 
 
+def a_reference(raw: object) -> object:
+    """A secret by reference only, for keys that clients send."""
+    if raw is None or isinstance(raw, EnvValue):
+        return raw
+    value = EnvValue.parse(raw)
+    if value.kind == "literal":  # the text itself is not repeated: it may be the key
+        fix = "Write host:NAME for a variable where sglang-ops runs, or runtime:NAME for one of the host that serves."
+        raise Mistake("is a secret and does not stand in the file.", fix=fix)
+    return value
+
+
 def _plain(read: Any, schema: dict[str, Any]) -> tuple[Any, WithJsonSchema]:
     """A value that `read` alone reads and checks; `schema` is what editors are told of it."""
     check = GetPydanticSchema(lambda _type, _handler: core_schema.no_info_plain_validator_function(read))

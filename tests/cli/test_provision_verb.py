@@ -66,9 +66,11 @@ def test_a_host_that_waits_for_a_reboot_says_why(shell: Shell) -> None:
     [
         ([], "sglang_ops_parts", "unset"),
         (["--only", "engine", "--only", "cache"], "sglang_ops_parts", "['engine', 'cache']"),
-        ([], "sglang_ops_batch", "1"),
+        ([], "sglang_ops_canary", "1"),
+        (["--canary", "0"], "sglang_ops_canary", "0"),
+        ([], "sglang_ops_batch", "25%"),
         (["--batch", "4"], "sglang_ops_batch", "4"),
-        (["--batch", "25%"], "sglang_ops_batch", "25%"),
+        (["--batch", "50%"], "sglang_ops_batch", "50%"),
         ([], "nvidia_driver_reboot", "unset"),
         (["--no-reboot"], "nvidia_driver_reboot", "False"),
     ],

@@ -113,6 +113,16 @@ def test_a_second_run_reports_no_change(shell: Shell, plan: Callable[..., dict[s
     assert "unchanged" in shell.out
 
 
+def test_what_limit_keeps_out_is_named(shell: Shell, plan: Callable[..., dict[str, Any]]) -> None:
+    shell.inventory("one", "two", "three")
+    told = {**plan()["sglang_ops"], "left_out": ["two", "three"]}
+    shell.playbook("deploy", task("sglang_plan", {"sglang_ops": told}))
+    assert shell.run("deploy", "-i", "hosts.yml", "--limit", "one") == 0
+    assert "Not looked at, because of --limit: two, three. What runs there stays as it was." in shell.err
+    assert "Next: sglang-ops rollout status -i hosts.yml\n" in shell.err
+    assert shell.json("deploy", "-i", "hosts.yml", "--limit", "one")["left_out"] == ["two", "three"]
+
+
 def test_a_refusal_lists_every_reason_and_says_that_nothing_was_touched(
     shell: Shell, plan: Callable[..., dict[str, Any]]
 ) -> None:

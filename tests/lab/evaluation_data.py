@@ -75,6 +75,7 @@ def write(directory: Path) -> None:
         **{f"srv/nltk/{name}": text for name, text in SENTENCES.items()},
         "srv/answers/answers.jsonl": answers(),
         "srv/answers/slow.jsonl": answers(seconds=3.0),
+        "srv/answers/slower.jsonl": answers(seconds=10.0),
     }
     for name, text in files.items():
         path = directory / name

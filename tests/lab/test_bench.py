@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Lab
+from conftest import ROOT, Lab, ops
 
 from sglang_ops import processes
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 SMALL = ("--input-len", "24", "--output-len", "4", "--prompts", "4", "--timeout", "300")
+KEY = "sk_canary_of_the_benchmark"
 LEFT = "podman ps --all --format '{{.Names}}' | grep bench; ls -d /tmp/sglang-bench-* 2>/dev/null"
 
 
@@ -59,7 +60,6 @@ def test_what_cannot_be_measured_is_refused(lab: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.slow
 def test_the_engine_is_measured_and_nothing_stays_behind(engine: Lab, tmp_path: Path) -> None:
     data = ("--data", "random", "--data", "shared-prefix")
     found = engine.json("bench", *data, "--concurrency", "2", *SMALL, "--output-dir", str(tmp_path))
@@ -76,7 +76,33 @@ def test_the_engine_is_measured_and_nothing_stays_behind(engine: Lab, tmp_path: 
 
 
 @pytest.mark.engine
-@pytest.mark.slow
+def test_two_configurations_of_a_server_with_a_key_are_compared(engine: Lab, tmp_path: Path) -> None:
+    """A sweep and a rate for each, with the key in no argument, log or result."""
+    engine.env["LAB_SERVER_KEY"] = KEY
+    runs, told = [], ""
+    for extra in ("", "--disable-radix-cache"):
+        words = f"{engine.deployment['deployment'].get('extra_args', '')} {extra}".strip()
+        config = engine.write("keyed", api_key="host:LAB_SERVER_KEY", extra_args=words)
+        assert engine.deploy(config)["ok"]
+        shared = ("bench", "--data", "shared-prefix", *SMALL, "--seed", "1", "--output-dir", str(tmp_path))
+        found = engine.json(*shared, "--concurrency", "1,2")
+        assert found["ok"], json.dumps(found)[:3000]
+        assert len(found["servers"][0]["points"]) == 2
+        runs.append(found["run"])
+        rated = engine.json(*shared, "--request-rate", "2")
+        assert rated["ok"], json.dumps(rated)[:3000]
+        told += engine.ssh("journalctl -q --no-pager; systemctl cat 'sglang-*'; podman inspect --all; ps -eo args")
+    compared = ops("bench", "compare", *runs, "--output-dir", str(tmp_path))
+    assert compared.returncode == 0, compared.stderr
+    assert "only B: --disable-radix-cache" in compared.stdout
+    assert "TTFT p50 ms" in compared.stdout
+    kept = [path for path in (*tmp_path.rglob("*"), *Path(engine.env["SGLANG_OPS_STATE"]).rglob("*")) if path.is_file()]
+    assert "server_args" in told
+    assert KEY not in told
+    assert not [path for path in kept if KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.engine
 def test_a_point_that_takes_too_long_is_ended(engine: Lab, tmp_path: Path) -> None:
     long = ("--concurrency", "1", "--prompts", "5000", "--timeout", "10", "--output-dir", str(tmp_path))
     found = engine.json("bench", *long)
@@ -86,7 +112,6 @@ def test_a_point_that_takes_too_long_is_ended(engine: Lab, tmp_path: Path) -> No
 
 
 @pytest.mark.engine
-@pytest.mark.slow
 def test_the_container_ends_with_the_controller(engine: Lab, tmp_path: Path) -> None:
     words = ["bench", "-i", str(engine.inventory), "--output-dir", str(tmp_path)]
     words += ["--concurrency", "1", "--prompts", "5000"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from typing import Any
 import pytest
 import yaml
 
+from sglang_ops import processes
 from tests.lab import evaluation_data as data
 from tests.lab.conftest import ROOT, Lab, ops
 
 pytestmark = pytest.mark.lab
 
 CANARY = "hf_canary_of_the_evaluation"
+KEY = "sk_canary_of_the_server"
 SERVER = "sglang-tiny-llama"
 
 
@@ -29,7 +32,7 @@ SERVER = "sglang-tiny-llama"
 def lab(make_lab: Callable[..., Lab]) -> Lab:
     """Two hosts that serve scripted answers, with the harness's image in their registry and data beside the file."""
     lab = make_lab("t-eval", hosts=2, gpus=1, server="simulator")
-    lab.env |= {"LAB_EVALUATION_CANARY": CANARY}
+    lab.env |= {"LAB_EVALUATION_CANARY": CANARY, "LAB_SERVER_KEY": KEY}
     done = ops("lab", "harness", "--name", lab.name, timeout=600)
     assert done.returncode == 0, done.stderr
     data.write(lab.folder)
@@ -40,9 +43,10 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
     return lab
 
 
-def serve(lab: Lab, answers: str) -> None:
+def serve(lab: Lab, answers: str, **changes: Any) -> None:
     config = lab.write(
         "deployment",
+        **changes,
         env_vars={"SGLANG_SIMULATOR_ANSWERS": f"/answers/{answers}"},
         mounts={"/srv/answers": "/answers:ro"},
     )
@@ -119,6 +123,7 @@ def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab) -> None:
     assert same_name["exit_code"] == 7, same_name
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_harness_run_by_hand(lab: Lab) -> None:
     image = lab.ssh("docker image ls --digests --format '{{.Repository}}@{{.Digest}}' | grep lm-eval").split()[0]
     command = (
@@ -182,26 +187,115 @@ def wait_for(condition: Callable[[], bool], seconds: float = 150) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_outlives_controller_server_and_host(lab: Lab) -> None:
-    """Killed controller, restarted server, rebooted host: scores are the same, and only what was missing is asked."""
-    serve(lab, "slow.jsonl")
-    before = asked(lab)
-    running = interrupted(lab, "hurt")
-    seen = lab.ssh("docker inspect $(docker ps -q); ps -eo args; systemctl cat 'sglang-*'")
-    assert "hurt" in seen
-    assert CANARY not in seen
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    lab.ssh(f"systemctl restart {SERVER}")
-    wait_for(lambda: progress(lab, "hurt") >= 7)
-    done = ops("lab", "reboot", "--name", lab.name, "--hard", lab.hosts[0], timeout=200)
-    assert done.returncode == 0, done.stderr
+def test_a_run_outlives_ten_controllers_a_server_and_a_host(lab: Lab) -> None:
+    """Ten controllers killed with all their processes, a server restarted, a host without power in the middle."""
+    serve(lab, "slower.jsonl")
+    before = answered(lab)
+    points: list[str] = []
+    only = ["-t", "ifeval", "-t", "gpqa_diamond"]
+    for place, (condition, text) in enumerate(POINTS):
+        there = ["hurt" in runs(lab, host) for host in lab.hosts]
+        words = ["wait", "hurt"] if all(there) else ["resume", "hurt"] if any(there) else ["--name", "hurt", *only]
+        killed(lab, words, condition)
+        points.append(f"{' '.join(words[:2])}: {text}, {max(progress(lab, 'hurt'), 0)} of 12 answered on a host")
+        if place == 3:
+            seen = lab.ssh("docker inspect $(docker ps -q); ps -eo args; systemctl cat 'sglang-*'")
+            assert "hurt" in seen
+            assert CANARY not in seen
+        if place == 5:
+            lab.ssh(f"systemctl restart {SERVER}", lab.hosts[1])
+        if place == 7:
+            done = ops("lab", "reboot", "--name", lab.name, "--hard", lab.hosts[0], timeout=200)
+            assert done.returncode == 0, done.stderr
     result = evaluate(lab, "hurt", verb="wait")
     assert result["ok"], result
     assert scores(result) == {name: EXPECTED[name] for name in ("ifeval", "gpqa_diamond")}
-    # Twice the two under way at most are asked again; each life of the run measures once.
-    again = asked(lab) - before - 24
-    assert again <= 4 + 2 * len(lab.hosts) + 2, again
+    asked_for = answered(lab) - before
+    again = {item: times - 1 for item, times in asked_for.items() if times > 1}
+    print("\n".join([*points, f"{sum(asked_for.values())} requests for {len(asked_for)} items, again: {again}"]))
+    assert len(asked_for) == 24
+    assert sum(again.values()) <= 2, "one at a time is under way on each host; what was answered is not asked again"
+
+
+def killed(lab: Lab, words: list[str], condition: Callable[[Lab], bool]) -> None:
+    """A command that dies with everything that belongs to it, as when its machine does, once `condition` holds."""
+    verb = words if words[0].startswith("-") else words[1:]
+    command = ["evaluate", *([] if words[0].startswith("-") else words[:1]), "-i", str(lab.inventory), *verb]
+    command += ["--output-dir", str(lab.folder / "results")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | lab.env
+    child = subprocess.Popen(
+        [sys.executable, "-m", "sglang_ops", *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd="/", start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: condition(lab) or child.poll() is not None)
+    finally:
+        processes.kill(processes.tree([child.pid]))
+        child.wait()
+
+
+def after(seconds: float) -> Callable[[Lab], bool]:
+    began: list[float] = []
+
+    def over(_: Lab) -> bool:
+        began.append(time.monotonic())
+        return began[-1] - began[0] >= seconds
+
+    return over
+
+
+def at(count: int) -> Callable[[Lab], bool]:
+    return lambda lab: progress(lab, "hurt") >= count
+
+
+POINTS: list[tuple[Callable[[Lab], bool], str]] = [
+    (after(1), "after 1 s"),
+    (after(6), "after 6 s"),
+    (lambda lab: "hurt" in runs(lab, lab.hosts[0]), "when the run was there"),
+    (at(1), "at the first answer"),
+    *((at(count), f"at {count} answers") for count in (2, 4, 6, 7, 9, 11)),
+]
+
+
+def runs(lab: Lab, host: str) -> list[str]:
+    return lab.ssh("ls /var/lib/sglang-ops/evaluations 2>/dev/null", host).split()
+
+
+def answered(lab: Lab) -> Counter[str]:
+    """How often each scripted question came, as the servers say themselves."""
+    words = f"journalctl -q --no-pager -o cat -t {SERVER} | grep -o 'Scripted answer to .*'"
+    return Counter(line for host in lab.hosts for line in lab.ssh(words, host).splitlines() if "Scripted" in line)
+
+
+@pytest.mark.slow
+def test_two_models_are_never_scored_as_one(lab: Lab) -> None:
+    """Another release in the middle of a run: refused, and where it is insisted on, the run says so and ends."""
+    serve(lab, "slower.jsonl")
+    assert evaluate(lab, "--name", "mixed", "--detach", "-t", "ifeval")["ok"]
+    wait_for(lambda: progress(lab, "mixed") >= 1)
+    other = lab.write(
+        "other",
+        env_vars={"SGLANG_SIMULATOR_ANSWERS": "/answers/slower.jsonl"},
+        mounts={"/srv/answers": "/answers:ro"},
+        extra_args="--log-level info",
+    )
+    refused = lab.deploy(other)
+    assert refused["exit_code"] == 7, refused
+    assert "evaluation mixed of sglang-tiny-llama is at work" in json.dumps(refused)
+    assert lab.deploy(other, "--interrupt-evaluations")["ok"]
+    ended = evaluate(lab, "mixed", verb="wait")
+    assert ended["exit_code"] == 1
+    assert set(ended["states"].values()) == {"replaced"}, ended
+    whole = json.loads((lab.folder / "results" / "mixed" / "ifeval" / "results.json").read_text())
+    assert not whole["complete"]
+    assert "sglang-tiny-llama was release" in whole["incomplete_because"], whole["incomplete_because"]
+    resumed = lab.run("evaluate resume", "mixed", "--output-dir", str(lab.folder / "results"))
+    assert resumed.returncode == 7, resumed.stderr
+    assert "two models are not scored as one" in resumed.stderr
+    lab.ssh("flock /run/sglang-ops/lock sleep 30 >/dev/null 2>&1 &")
+    busy = evaluate(lab, "--name", "busy", "-t", "ifeval", "-l", lab.hosts[0])
+    assert busy["exit_code"] == 5, busy
+    assert "busy" not in runs(lab, lab.hosts[0])
 
 
 @pytest.mark.slow
@@ -256,3 +350,79 @@ def test_check_says_what_would_run_and_changes_nothing(lab: Lab) -> None:
     assert done["ok"]
     assert set(done["states"].values()) == {"planned"}
     assert lab.ssh(look).split() == ["1"]
+
+
+@pytest.mark.slow
+def test_a_policy_decides_whether_a_release_goes_on(lab: Lab) -> None:
+    """GO: every host changes. NO-GO: the canary goes back. INCONCLUSIVE: the roll-out is paused."""
+    serve(lab, "answers.jsonl")
+    results = lab.folder / "results"
+
+    def deploy(level: str, confidence: float, least: float) -> dict[str, Any]:
+        policy = {"confidence": confidence, "tasks": {"ifeval": {"min_score": least}}}
+        (lab.folder / "policy.yaml").write_text(yaml.safe_dump(policy))
+        content = yaml.safe_load((lab.folder / "deployment.yaml").read_text())
+        content["deployment"]["extra_args"] = f"--log-level {level}"
+        content["rollout"] = {"gate": {"policy": "policy.yaml"}, "soak": 0}
+        config = lab.folder / "gated.yaml"
+        config.write_text(yaml.safe_dump(content))
+        return lab.deploy(config)
+
+    went = deploy("info", 0.5, 0.7)
+    assert went["ok"], went
+    (first,) = results.glob("gate-*")
+    assert json.loads((first / "ifeval" / "results.json").read_text())["score"] == EXPECTED["ifeval"]
+    back = deploy("error", 0.5, 0.8)
+    assert back["exit_code"] == 3, back
+    assert "ifeval: prompt_level_strict_acc 0.750" in json.dumps(back)
+    paused = deploy("warning", 0.95, 0.7)
+    assert paused["exit_code"] == 2, paused
+    assert len(list(results.glob("gate-*"))) == 3, "each canary alone was evaluated"
+    assert not [run for host in lab.hosts for run in runs(lab, host) if run.startswith("gate-")]
+    refused = lab.run("evaluate", "--name", "between", "--output-dir", str(results))
+    assert refused.returncode == 7
+    assert "has not finished here" in refused.stderr
+    assert lab.run("rollout undo").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_server_with_a_key_is_measured_and_nobody_sees_it(lab: Lab) -> None:
+    """Gate, status, evaluation and benchmark send the key; neither it nor the token is anywhere to be read."""
+    serve(lab, "slow.jsonl", api_key="host:LAB_SERVER_KEY")
+    assert all(service["healthy"] for service in lab.json("status")["services"])
+    url = "http://127.0.0.1:8000/v1/chat/completions"
+    words = f"python3 -c \"import urllib.request as r; r.urlopen(r.Request('{url}', data=b'{{}}'))\""
+    assert "401" in lab.ssh(words)
+    begun = evaluate(lab, "--name", "keyed", "--detach", "-t", "ifeval", "-t", "capitals")
+    assert begun["ok"], begun
+    wait_for(lambda: progress(lab, "keyed") >= 1)
+    seen = "ps -eo args; docker inspect $(docker ps -q); systemctl cat 'sglang-*'; systemctl show 'sglang-*'"
+    for host in lab.hosts:
+        told = lab.ssh(f"{seen}; journalctl -q --no-pager", host)
+        assert "keyed" in told
+        assert CANARY not in told
+        assert KEY not in told
+    done = evaluate(lab, "keyed", verb="wait")
+    assert scores(done) == {"ifeval": EXPECTED["ifeval"], "capitals": 1.0}, done
+    measured = lab.run("bench", "--concurrency", "1", "--prompts", "1", "--output-dir", str(lab.folder / "results"))
+    assert "No module named" in measured.stdout + measured.stderr, "the simulator's image has no benchmark"
+    folder = lab.folder / "results" / "keyed"
+    for form in ("json", "csv", "junit"):
+        exported = ops("evaluate", "export", str(folder), "--format", form, "--to", str(lab.folder / f"x-{form}"))
+        assert exported.returncode == 0, exported.stderr
+    assert ops("evaluate", "report", str(folder)).returncode == 0
+    for host in lab.hosts:
+        # sudo logs this very command: the expressions do not match themselves.
+        hidden = "|".join(f"{word[:-1]}[{word[-1]}]" for word in (CANARY, KEY))
+        found = lab.ssh(
+            f"grep -rlsE --devices=skip '{hidden}' /etc /var/lib/sglang-ops /run/systemd /var/log /tmp /run/sglang-ops",
+            host,
+        ).split()
+        assert found
+        for path in found:
+            assert Path(path).name in ("secrets.json", "secrets.env"), path
+            assert lab.ssh(f"stat -c '%a %U' {path}", host).strip() == "600 root", path
+    places = [lab.folder / "results", Path(lab.env["SGLANG_OPS_STATE"]), *lab.folder.glob("x-*")]
+    kept = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
+    assert any(path.name == "report.html" for path in kept)
+    assert not [path for path in kept if CANARY.encode() in path.read_bytes() or KEY.encode() in path.read_bytes()]

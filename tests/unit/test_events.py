@@ -58,6 +58,15 @@ def test_an_ignored_failure_is_none_and_a_real_one_is() -> None:
     assert "'false' ended with 1" in state.hosts["b"].failure.cause
 
 
+def test_a_refusal_of_the_driver_names_services_without_more() -> None:
+    """What it says of services are names, not what became of them."""
+    own = {"kind": "driver", "services": ["sglang-tiny.service"], "reboot": False}
+    refused = {"failed": True, "msg": "driver 1 would be changed while sglang-tiny.service runs", "exit_hint": 7}
+    state = feed(event("runner_on_failed", {**refused, "sglang_ops": own}, action="nvidia_driver"))
+    assert state.exit_code() is ExitCode.REFUSED
+    assert "sglang-tiny.service runs" in state.failures[0].cause
+
+
 def test_a_swallowed_failure_counts() -> None:
     state = replay("rescued")
     assert state.exit_code() is ExitCode.ERROR
@@ -261,3 +270,20 @@ def test_a_module_may_say_how_often_it_ran() -> None:
 
 def test_the_same_events_give_the_same_state() -> None:
     assert replay("mixed") == replay("mixed")
+
+
+def test_a_host_that_went_back_and_cannot_join_its_gateway_needs_hands_and_says_what_failed_first() -> None:
+    went_back = {
+        "msg": "garbage. Rolled back: s serves release a again.",
+        "exit_hint": 3,
+        "sglang_ops": {"kind": "gate"},
+    }
+    outside = {"failed": True, "msg": "gw does not answer", "sglang_ops": {"kind": "gateway", "exit_hint": 4}}
+    looped = {"msg": "One or more items failed", "results": [outside]}
+    state = feed(
+        event("runner_on_failed", went_back),
+        event("runner_on_failed", looped, action="sglang_gateway"),
+    )
+    (failure,) = state.failures
+    assert failure.exit_code is ExitCode.NEEDS_HANDS
+    assert failure.cause == f"{went_back['msg']} It is behind no gateway: gw does not answer"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from ansible.module_utils import sglang_host_lock as lock
 
-from sglang_ops import holding, processes
+from sglang_ops import holding, keeper, processes
 
 # What ansible-playbook is to the keeper: it loads the plugin, forks a worker for each task, and ends somehow.
 RUN = """
@@ -153,8 +153,8 @@ def test_who_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_OPS_PROGRESS", "/state/runs/20261123-010308-deploy-f410/progress.ndjson")
     found = holding.identity("playbooks/models_pull.yml")
     assert found["who"].startswith("ana@")
-    assert holding.same_run({**found, "holder": 1}, found)
-    assert not holding.same_run({**found, "pid": 1}, found)
+    assert keeper.same_run({**found, "holder": 1}, found)
+    assert not keeper.same_run({**found, "pid": 1}, found)
     assert (found["verb"], found["run"]) == ("models pull", "20261123-010308-deploy-f410")
     monkeypatch.delenv("SGLANG_OPS_PROGRESS")
     assert holding.identity("deploy.yml")["run"] == ""

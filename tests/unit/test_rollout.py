@@ -9,7 +9,7 @@ import pytest
 from sglang_ops import rollout, rollout_run, rollouts
 from sglang_ops.errors import ExitCode, PreflightError
 from sglang_ops.events import Failure, HostState, RunState
-from sglang_ops.planning import HostFacts, Settings
+from sglang_ops.planning import HostFacts, ResolvedImage, Settings, Wanted
 from sglang_ops.rolled import Rolled
 from sglang_ops.rollout_run import RunRollout
 from sglang_ops.spec import Deployment, Rollout, SpecErrors, load_mapping
@@ -77,14 +77,29 @@ def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
     assert rollout.turns_before(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2"))) == 1
 
 
+def in_pairs(names: list[str], variables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The hosts, two and two of which serve a model together."""
+    made = {}
+    for position, name in enumerate(names):
+        plan = variables[name][rollout.RESULT]["sglang_ops"]["plan"]
+        pair = names[position // 2 * 2 :][:2]
+        services = [{**plan["services"][0], "name": "sglang-big", "group": pair}]
+        result = {"sglang_ops": {"kind": "plan", "plan": {**plan, "services": services}}}
+        made[name] = {**variables[name], rollout.RESULT: result}
+    return made
+
+
 def test_hosts_that_serve_a_model_together_change_together() -> None:
     names = [f"h{number}" for number in range(8)]
-    pairs = hostvars("restart", names, unit=2, order="shuffle")
+    pairs = in_pairs(names, hostvars("restart", names, order="shuffle"))
     assert rollout.sizes_for(names, pairs) == [2, 2, 2, 2]
-    assert rollout.sizes_for(names[:3], pairs) == [3]
+    assert rollout.sizes_for(names[:3], pairs) == [2, 1]
+    assert rollout.sizes_back(names, "50%", pairs) == [4, 4]
     assert rollout.order_for(names, pairs) == "inventory"
-    two = hostvars("restart", names, ("h0", "h1"), unit=2, max_failures=3)
-    assert rollout.stops_for(names, names[1:], two)
+    two = in_pairs(names, hostvars("restart", names, ("h0", "h1"), max_failures=3))
+    assert rollout.stops_for(names, names[1:], two), "the canary is a pair"
+    four = in_pairs(names, hostvars("restart", names, ("h0", "h1", "h2", "h3"), max_failures=1))
+    assert not rollout.stops_for(names, names[2:], four), "two hosts that failed together count as one"
 
 
 def test_what_goes_back_on_a_host_that_failed() -> None:
@@ -133,7 +148,11 @@ def test_shares_and_numbers_of_hosts(value: object) -> None:
         ({"max_failures": "some"}, "rollout.max_failures"),
         ({"order": "random"}, "rollout.order"),
         ({"gate": {"prompt": "2+2?", "expect": "("}}, "rollout.gate.expect: '(' is no regular expression"),
-        ({"gate": {"policy": "p.yaml"}}, "rollout.gate.policy"),
+        ({"gate": {"policies": "p.yaml"}}, "rollout.gate.policies"),
+        ({"gate": {"prompt": "2+2?"}}, "rollout.gate: has no expect"),
+        ({"gate": {"limit_samples": 4}}, "rollout.gate: has no prompt"),
+        ({"gate": {"policy": "p", "prompt": "2+2?", "expect": "4"}}, "rollout.gate: has policy and prompt"),
+        ({"gate": {"tasks": ["a"], "prompt": "2+2?", "expect": "4"}}, "rollout.gate: has tasks without policy"),
         ({"cannary": 1}, "rollout.cannary"),
     ],
 )
@@ -171,10 +190,10 @@ def test_a_canary_larger_than_the_fleet_is_refused() -> None:
 def test_times_of_the_file_win_over_the_roles_variables() -> None:
     settings = Settings(start_timeout=1800, soak=5, drain_timeout=300)
     assert run_of({}).timeouts == {}
-    assert run_of({}).of_host([], [], settings)["drain_timeout"] == 300
+    assert run_of({}).of_host([], [], settings, facts(None))["drain_timeout"] == 300
     run = run_of({"start_timeout": 60, "soak": 0, "drain_timeout": 9}, options={"soak": 2})
     assert run.timeouts == {"start_timeout": 60, "soak": 2}
-    assert run.of_host([], [], settings)["drain_timeout"] == 9
+    assert run.of_host([], [], settings, facts(None))["drain_timeout"] == 9
 
 
 def deployment(**keys: Any) -> Deployment:
@@ -263,3 +282,35 @@ def test_unfinished_roll_outs_are_put_together_from_all_hosts() -> None:
     assert rollouts.unfinished({"a": hosts["a"]}) == []
     assert [row.release for row in rollouts.running(hosts)] == ["new", "old"]
     assert rollouts.changes(hosts)[0].result == "stable"
+
+
+def told_of(image: str, **told: Any) -> dict[str, Any]:
+    """What a host's variables hold once it has been planned."""
+    return {rollout.RESULT: {"sglang_ops": {"plan": {"rollout": {"images": {"i:latest": image}, **told}}}}}
+
+
+def test_a_roll_out_that_has_not_finished_goes_on_with_the_digest_that_it_began_with() -> None:
+    record = {"id": "r1", "ref": "i:latest", "image": "i@sha256:old", "started": 1}
+    done, open_one = told_of("i@sha256:new"), told_of("i@sha256:new", unfinished=[record])
+    fleet = {"a": done, "b": open_one, "c": {}}
+    assert not rollout.moved_for(["a", "c"], fleet)
+    assert rollout.moved_for(["a", "b", "c"], fleet)
+    again = {name: told_of("i@sha256:old", digests={"i:latest": "i@sha256:old"}) for name in "ab"}
+    assert not rollout.moved_for(["a", "b"], again)
+    assert rollout.digests_of(["a", "b"], again) == {"i:latest": "i@sha256:old"}  # also when planned once more
+    said = rollout.moved(open_one[rollout.RESULT]["sglang_ops"]["plan"], {"i:latest": "i@sha256:old"})
+    assert "goes on with the image that it began with (sha256:old). i:latest is sha256:new by now" in said[0]
+    failed = fleet | {"c": told_of("i@sha256:new", failed=["r1"])}
+    assert not rollout.moved_for(["a", "b", "c"], failed)  # it is over: what is fixed since shall be taken
+
+
+def test_the_record_of_another_file_says_nothing_about_the_digest() -> None:
+    record = {"id": "r", "ref": "i:1", "image": "i@sha256:a", "started": 1}
+    wanted = Wanted(deployment(), ResolvedImage("i:1", "i@sha256:b"))
+
+    def unfinished(file: dict[str, Any]) -> list[str]:
+        told = run_of({}).of_host([wanted], [], Settings(), facts(record | {"file": file}))["unfinished"]
+        return [one["image"] for one in told]
+
+    assert unfinished(rollout.described(deployment())) == ["i@sha256:a"]
+    assert unfinished(rollout.described(deployment(port=9000))) == []

@@ -1,11 +1,15 @@
 """One life of a run: proxy here, harness in a process of its own, and a file that says how far it is.
 
-Exit codes: 0 done, 7 refused (checked.json says why), 3 the server is gone for longer than the run is patient,
-143 stopped; anything else is tried again by systemd. A life that follows goes on where this one ends.
+Exit codes: 0 done, 7 refused (checked.json says why), 3 the server is gone for longer than the run is patient, or is
+another one, 143 stopped; anything else is tried again by systemd. A life that follows goes on where this one ends.
+
+A run of several images has one container after the other: each is told what it does (`check` its tasks, `run` them)
+and which stage of the run it is. A run of one image does both at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,10 +22,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from .lmeval import _write as write
+from .identity import Identity, Replaced
 from .proxy import Proxy, Route
 from .store import Store
+from .task import read, write
 from .upstream import Server, Stalled, Upstream, measure
+from .work import BOTH, CHECK, RUN
 
 _EVERY_SECONDS = 1.0
 _RATE_SECONDS = 60.0
@@ -34,8 +40,8 @@ PROMPTS: dict[str, dict[str, Any]] = {
 class Life:
     """The run from the start of this process to its end."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, what: str = BOTH, stage: int = 0) -> None:
+        self.directory, self.what, self.stage = directory, what, stage
         self.job: dict[str, Any] = json.loads((directory / "job.json").read_text())
         secrets = json.loads((directory / "secrets.json").read_text())
         self.harness_environment: dict[str, str] = secrets["environment"]
@@ -43,12 +49,14 @@ class Life:
         self.over = threading.Event()
         self.ended_because = ""
         self.store = Store(directory / "answers.sqlite")
+        self.identity = Identity(directory)
         self.upstream = Upstream(
-            [Server(one["address"], one["port"]) for one in self.job["upstreams"]],
+            [Server(one["address"], one["port"], one.get("host", "")) for one in self.job["upstreams"]],
             capacity=self.job["concurrency"],
             patience=self.job["patience"],
             api_key=secrets.get("api_key"),
             ended=self.over.wait,
+            check=self.identity.check,
         )
         endpoints = self.job["endpoints"]
         routes = {
@@ -60,12 +68,9 @@ class Life:
 
     def live(self) -> int:
         signal.signal(signal.SIGTERM, lambda *_: self._end("stopped"))
-        self._tell("checking")
-        try:
-            kind = self.job["tasks"][0]["endpoint_type"]
-            measure(self.upstream, self.job["endpoints"][kind], self.job["model"], PROMPTS[kind])
-        except Stalled as error:
-            self._end(str(error))
+        self._tell("running" if self.what == RUN else "checking")
+        if self.what != CHECK:
+            self._measure()
         self.proxy.start()
         code = self._harness()
         self.proxy.stop()
@@ -73,21 +78,34 @@ class Life:
             self._tell("refused")
             return 7
         if code == 0:
-            self._tell("done")
-            (self.directory / "finished").touch()
+            last = self.stage == max(task.get("stage", 0) for task in self.job["tasks"])
+            if last and self.what != CHECK:
+                self._tell("done")
+                (self.directory / "finished").touch()
             return 0
         if self.ended_because == "stopped":
             self._tell("stopped")
             return 143
-        self._tell("stalled" if self.ended_because else "failed")
+        self._tell("replaced" if self.identity.changed else "stalled" if self.ended_because else "failed")
         return 3 if self.ended_because else 1
+
+    def _measure(self) -> None:
+        kind = self.job["tasks"][0]["endpoint_type"]
+        try:
+            self._look()
+            measure(self.upstream, self.job["endpoints"][kind], self.job["model"], PROMPTS[kind])
+        except Stalled as error:
+            self._end(str(error))
 
     def _harness(self) -> int:
         environment = {**os.environ, **self.harness_environment, "OPENAI_API_KEY": "the-proxy-has-it"}
         package = str(__package__)
         root = Path(__file__).resolve().parents[package.count(".") + 1]  # of this package; on hosts a zip file
         with subprocess.Popen(
-            [sys.executable, "-m", f"{package}.lmeval", str(self.directory), self.proxy.url],
+            [
+                *(sys.executable, "-m", f"{package}.work"),
+                *(str(self.directory), self.proxy.url, self.what, str(self.stage)),
+            ],
             env={**environment, "PYTHONPATH": str(root)},
             start_new_session=True,
             stdin=subprocess.PIPE,
@@ -100,10 +118,19 @@ class Life:
                 try:
                     return child.wait(_EVERY_SECONDS)
                 except subprocess.TimeoutExpired:
-                    checked = _read(self.directory / "checked.json")
-                    self._tell("running" if checked and not checked["problems"] else "checking")
+                    with contextlib.suppress(Replaced):
+                        self._look()
+                    checked = read(self.directory / "checked.json")
+                    at_work = self.what == RUN or (self.what == BOTH and checked and not checked["problems"])
+                    self._tell("running" if at_work else "checking")
             os.killpg(child.pid, signal.SIGKILL)
             return child.wait()
+
+    def _look(self) -> None:
+        """End where something else has been deployed. Raises Replaced."""
+        if self.identity.marked():
+            self._end(self.identity.changed)
+            raise Replaced(self.identity.changed)
 
     def _stall(self, why: str) -> None:
         self._end(why)
@@ -114,7 +141,7 @@ class Life:
 
     def _tell(self, state: str) -> None:
         """Write how far the run is: counts, answers per second over the last minute, seconds left."""
-        checked = _read(self.directory / "checked.json")
+        checked = read(self.directory / "checked.json")
         tasks = {task["name"]: self._count(task["name"], checked) for task in self.job["tasks"]}
         done = sum(task["done"] for task in tasks.values())
         total = sum(task["total"] for task in tasks.values())
@@ -140,27 +167,22 @@ class Life:
         write(self.directory / "status.json", json.dumps(status))
 
     def _count(self, name: str, checked: dict[str, Any]) -> dict[str, Any]:
-        known = checked.get("tasks", {}).get(name, {})
+        known, counts = checked.get("tasks", {}).get(name, {}), self.store.count(name)
         return {
-            "total": known.get("here", 0) * known.get("repeats", 1),
-            **self.store.count(name),
+            "total": max(known.get("here", 0) * known.get("repeats", 1), counts["done"]),
+            **counts,
             "scored": (self.directory / "results" / name / "samples.jsonl").exists(),
         }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    return found
-
-
 def main() -> int:
     directory = Path(sys.argv[1])
-    (directory / "checked.json").unlink(missing_ok=True)
-    life = Life(directory)
-    if (directory / "again").exists():  # asked by `evaluate resume`
+    what, stage = (sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else (BOTH, 0)
+    begins = stage == 0 and what != RUN
+    if begins:
+        (directory / "checked.json").unlink(missing_ok=True)
+    life = Life(directory, what, stage)
+    if begins and (directory / "again").exists():  # asked by `evaluate resume`
         life.store.forget_failed()
         shutil.rmtree(directory / "results", ignore_errors=True)
         (directory / "again").unlink()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .proxy import prompt_digest
@@ -20,29 +21,47 @@ def lines(
     answers: Sequence[Answer],
     host: str,
 ) -> Iterator[dict[str, Any]]:
-    """One line per item: the filters' scores put together, and what the proxy knows of the answer."""
+    """One line per item of a pass of lm_eval: the filters' scores put together, and what the proxy knows."""
     (entries,) = logged.values()
     filters = {entry["filter"] for entry in entries}
     by_item: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in entries:
         by_item[entry["doc_id"]].append(entry)
+    rows = []
+    for item, several in sorted(by_item.items()):
+        first = several[0]
+        question, prompt = asked(first["arguments"][0][0])
+        rows.append(
+            {
+                "id": str(item),
+                "repeat": repeat,
+                "category": category(first["doc"]),
+                "prompt": prompt,
+                "expected": expected(first["target"]),
+                "asked": [question],
+                "text": str(first["resps"][0][0]),
+                **scored(several, several_filters=len(filters) > 1),
+            }
+        )
+    yield from joined(rows, answers, host)
+
+
+def joined(rows: Iterable[Mapping[str, Any]], answers: Sequence[Answer], host: str) -> Iterator[dict[str, Any]]:
+    """What a harness scored, with what the proxy knows of the answers: the lines of samples.jsonl.
+
+    A row's `asked` are bodies of which one was asked, and `text` is the answer as the harness had it.
+    """
     known: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         known[answer.prompt].append(answer)
-    for item, several in sorted(by_item.items()):
-        first = several[0]
-        asked, prompt = _asked(first["arguments"])
-        answer = _given(known[prompt_digest(asked)], str(first["resps"][0][0]))
+    for row in rows:
+        digests = [prompt_digest(body) for body in row["asked"]]
+        answer = _given(next(known[digest] for digest in digests if known.get(digest)), row["text"])
         yield {
-            "id": str(item),
-            "repeat": repeat,
-            "host": host,
-            "category": _category(first["doc"]),
-            "prompt": prompt,
+            **{name: row[name] for name in ("id", "repeat", "category", "prompt", "expected", "scores", "weights")},
+            "host": answer.host or host,
             "answer": answer.content,
             "reasoning": answer.reasoning,
-            "expected": _expected(first["target"]),
-            **_scores(several, several_filters=len(filters) > 1),
             "failed": answer.failed,
             "finish_reason": answer.finish_reason,
             "latency_seconds": answer.latency,
@@ -52,7 +71,13 @@ def lines(
         }
 
 
-def _scores(entries: Sequence[Mapping[str, Any]], *, several_filters: bool) -> dict[str, dict[str, float]]:
+def begin(url: str) -> None:
+    """Tell the proxy that a pass begins."""
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/begin", data=b"{}", method="POST")) as told:  # noqa: S310
+        told.read()
+
+
+def scored(entries: Sequence[Mapping[str, Any]], *, several_filters: bool) -> dict[str, dict[str, float]]:
     scores, weights = {}, {}
     for entry in entries:
         for metric in entry["metrics"]:
@@ -64,9 +89,8 @@ def _scores(entries: Sequence[Mapping[str, Any]], *, several_filters: bool) -> d
     return {"scores": scores, "weights": weights}
 
 
-def _asked(arguments: Any) -> tuple[dict[str, Any], str]:
+def asked(text: Any) -> tuple[dict[str, Any], str]:
     """What was asked: as the request had it, and as people read it."""
-    text = arguments[0][0]
     text = str(getattr(text, "prompt", text))
     try:
         messages = json.loads(text)
@@ -86,13 +110,13 @@ def _given(answers: list[Answer], text: str) -> Answer:
     return chosen
 
 
-def _category(doc: Mapping[str, Any]) -> str | None:
+def category(doc: Mapping[str, Any]) -> str | None:
     named = next((str(doc[key]) for key in _CATEGORIES if isinstance(doc.get(key), str) and doc[key]), None)
     kinds = doc.get("instruction_id_list")
     return named or (str(kinds[0]).partition(":")[0] if kinds else None)
 
 
-def _expected(target: Any) -> str | None:
+def expected(target: Any) -> str | None:
     return None if target in (None, 0, "") else str(target)
 
 

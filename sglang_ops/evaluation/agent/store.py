@@ -34,7 +34,7 @@ class Key:
 class Answer:
     """What came of a question. `failed` is why nothing came; latency in seconds, of the attempt that answered.
 
-    `prompt` is a digest of what was asked, without the parameters.
+    `prompt` is a digest of what was asked, without the parameters; `host` who answered, where there are several.
     """
 
     response: dict[str, Any] | None = None
@@ -42,6 +42,7 @@ class Answer:
     latency: float | None = None
     attempts: int = 1
     prompt: str = ""
+    host: str = ""
 
     @property
     def message(self) -> dict[str, Any]:

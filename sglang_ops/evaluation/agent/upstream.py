@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .store import Answer
@@ -28,10 +28,11 @@ class Stalled(Exception):
 
 @dataclass
 class Server:
-    """One replica, and how many requests it has of ours."""
+    """One replica, the host it is on where that is not this one, and how many requests it has of ours."""
 
     address: str
     port: int
+    host: str = ""
     busy: int = 0
     down_since: float | None = None
 
@@ -57,7 +58,8 @@ class Speed:
 class Upstream:
     """Asks the servers. `capacity` requests are under way at most; `patience` in seconds is for servers that are gone.
 
-    `ended` is looked at while waiting: a run that is stopped does not wait for its server.
+    `ended` is looked at while waiting: a run that is stopped does not wait for its server. `check` gets the server,
+    a way to GET of it and whether it was away, before an answer counts; it raises Stalled where none may.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Upstream:
         patience: float,
         api_key: str | None = None,
         ended: Callable[[float], bool] | None = None,
+        check: Callable[[str, Callable[[str], tuple[int, str]], bool], None] | None = None,
     ) -> None:
         self.servers = list(servers)
         self.speed = Speed()
@@ -76,6 +79,7 @@ class Upstream:
         self._patience = patience
         self._api_key = api_key
         self._ended = ended or threading.Event().wait
+        self._check = check
         self._lock = threading.Lock()
 
     def ask(self, path: str, body: Mapping[str, Any], *, timeout: float, max_retries: int) -> Answer:
@@ -90,15 +94,17 @@ class Upstream:
             reached, answer, why = self._attempt(path, data, max(timeout, self.speed.seconds(wanted) or 0.0))
             attempts += reached
             if answer is not None:
-                return Answer(response=answer[0], latency=round(answer[1], 4), attempts=attempts)
+                return replace(answer, attempts=attempts)
             if why.startswith("!") or attempts > max_retries:
+                for server in self.servers:
+                    self._checked(server, was_away=False)
                 return Answer(failed=why.lstrip("!"), attempts=attempts)
             pause = min(_LONGEST, _SHORTEST * 2 ** min(attempts, 10)) if reached else 1.0
             if self._ended(pause * random.uniform(0.75, 1.25)):  # noqa: S311 - only spreads the attempts
                 raise Stalled("the run was stopped")
 
-    def _attempt(self, path: str, data: bytes, timeout: float) -> tuple[bool, tuple[dict[str, Any], float] | None, str]:
-        """(whether a server took the request, (answer, seconds) or None, why not; "!" where trying again is no use)."""
+    def _attempt(self, path: str, data: bytes, timeout: float) -> tuple[bool, Answer | None, str]:
+        """(whether a server took the request, the answer or None, why not; "!" where trying again is no use)."""
         with self._slots:
             server = self._choose()
             started = time.monotonic()
@@ -115,29 +121,29 @@ class Upstream:
             finally:
                 with self._lock:
                     server.busy -= 1
-        server.down_since = None
-        return self._judged(status, text, time.monotonic() - started)
+        was_away, server.down_since = server.down_since is not None, None
+        self._checked(server, was_away=was_away)
+        answer, why = self._judged(status, text, time.monotonic() - started)
+        return True, replace(answer, host=server.host) if answer else None, why
 
-    def _judged(self, status: int, text: str, seconds: float) -> tuple[bool, tuple[dict[str, Any], float] | None, str]:
+    def _judged(self, status: int, text: str, seconds: float) -> tuple[Answer | None, str]:
         if status != 200:
             final = "" if status in RETRIED else "!"
-            return True, None, f"{final}status {status}: {' '.join(text.split())[:300]}"
+            return None, f"{final}status {status}: {' '.join(text.split())[:300]}"
         try:
             answer = json.loads(text)
             choices = answer["choices"][0]
         except (ValueError, KeyError, IndexError, TypeError):
             choices = None
         if not isinstance(choices, dict):
-            return True, None, f"status 200 with something that is no completion: {text[:120]!r}"
+            return None, f"status 200 with something that is no completion: {text[:120]!r}"
         tokens = (answer.get("usage") or {}).get("completion_tokens")
         self.speed.note(tokens if isinstance(tokens, int) else 0, seconds)
-        return True, (answer, seconds), ""
+        return Answer(response=answer, latency=round(seconds, 4)), ""
 
     def _post(self, server: Server, path: str, data: bytes, timeout: float) -> tuple[int, str]:
         connection = http.client.HTTPConnection(server.address, server.port, timeout=timeout)
-        headers = {"Content-Type": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
+        headers = self._authorized({"Content-Type": "application/json"})
         with contextlib.closing(connection):
             connection.connect()
             with self._lock:
@@ -145,6 +151,20 @@ class Upstream:
             connection.request("POST", path, body=data, headers=headers)
             response = connection.getresponse()
             return response.status, response.read().decode("utf-8", "replace")
+
+    def _checked(self, server: Server, *, was_away: bool) -> None:
+        if self._check:
+            self._check(f"{server.address}:{server.port}", lambda path: self._get(server, path), was_away)
+
+    def _get(self, server: Server, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(server.address, server.port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=self._authorized({}))
+            response = connection.getresponse()
+            return response.status, response.read().decode("utf-8", "replace")
+
+    def _authorized(self, headers: dict[str, str]) -> dict[str, str]:
+        return headers | ({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {})
 
     def _choose(self) -> Server:
         """The replica with the fewest of our requests; one that is gone only where all are."""

@@ -140,8 +140,7 @@ def test_durations(seconds: float, shown: str) -> None:
     assert report.duration(seconds) == shown
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_real_browser_draws_the_page(tmp_path: Path, dark: bool) -> None:
     """Chromium, headless: what it draws, whether scripts ran, what it asked of the network."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -160,6 +159,9 @@ def test_a_real_browser_draws_the_page(tmp_path: Path, dark: bool) -> None:
     dom = browse("--dump-dom").stdout
     assert "<title>llama-3.1-8b · run</title>" in dom  # nobody changed it
     assert dom.count("<svg") == page.count("<svg") == 5
+    shown = Page(dom).text
+    for part in ("exact_match per category", "Latency", "Items to read", "How it was measured"):
+        assert part in shown, part
     browse(f"--screenshot={tmp_path / 'page.png'}")
     pixels = _pixels(tmp_path / "page.png")
     corner = pixels[0][:3]

@@ -13,7 +13,7 @@ from sglang_ops.evaluation import policy, results
 PAGE = (Path(__file__).parents[3] / "docs" / "evaluation-results.md").read_text()
 PARTS = (
     results.RunInfo, results.TaskResult, results.Sample, results.Metric, results.Dataset, results.Harness,
-    results.ModelInfo, results.Timings, policy.Rule,
+    results.ModelInfo, results.Timings, results.Group, policy.Rule,
 )  # fmt: skip
 
 

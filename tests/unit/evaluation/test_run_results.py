@@ -22,7 +22,7 @@ def sample(item: int, host: str, score: float = 1.0, **more: Any) -> dict[str, A
 def part(tmp_path: Path, host: str, samples: list[dict[str, Any]], state: str = "done", items: int = 4) -> Part:
     path = tmp_path / f"part-{host}"
     (path / "results" / "t").mkdir(parents=True)
-    task = {"name": "t", "harness_task": "t", "repeats": 1, "generation": {"temperature": 0}}
+    task = {"name": "t", "harness_task": "t", "stage": 0, "repeats": 1, "generation": {"temperature": 0}}
     server = {
         "argv": ["sglang", "--api-key", "canary", "--x=1"],
         "image_digest": "sha256:1",
@@ -35,12 +35,16 @@ def part(tmp_path: Path, host: str, samples: list[dict[str, Any]], state: str = 
         "deployment": "sglang-x",
         "model": "x",
         "concurrency": 4,
-        "image": "i@d",
+        "images": ["i@d"],
     }
-    checked = {
+    known = {
         "harness": {"name": "lm-evaluation-harness", "version": "0.4.13"},
-        "tasks": {"t": {"items": items, "repeats": 1, "dataset": {"name": "d", "sha256": "0" * 64}, "primary": "acc"}},
+        "items": items,
+        "repeats": 1,
+        "dataset": {"name": "d", "sha256": "0" * 64},
+        "primary": "acc",
     }
+    checked = {"tasks": {"t": known}}
     (path / "job.json").write_text(json.dumps(job))
     (path / "checked.json").write_text(json.dumps(checked))
     if samples:
@@ -95,3 +99,17 @@ def test_archives_cannot_write_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="cannot be unpacked"):
         run_results.unpack(archive, tmp_path / "in")
     assert not (tmp_path / "outside").exists()
+
+
+def test_where_only_the_harness_knows_the_items_it_has_ended_or_not(tmp_path: Path) -> None:
+    """A group of NVIDIA's: items have the names of its tasks, and nobody said how many there are."""
+    made = part(tmp_path, "a", [sample(0, "a", id="law:10"), sample(0, "a", id="law:9"), sample(0, "a", id="art:1")])
+    checked = json.loads((made.path / "checked.json").read_text())
+    checked["tasks"]["t"]["items"] = None
+    (made.path / "checked.json").write_text(json.dumps(checked))
+    assert not run_results.assemble(tmp_path / "one", "r", [made], {}).complete
+    (made.path / "status.json").write_text(json.dumps({"tasks": {"t": {"scored": True}}}))
+    assert run_results.assemble(tmp_path / "two", "r", [made], {}).complete
+    (task,) = results.read(tmp_path / "two").tasks
+    assert [one.id for one in task.samples] == ["art:1", "law:9", "law:10"]
+    assert task.result.items == 3

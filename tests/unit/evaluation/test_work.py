@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -107,7 +108,9 @@ def test_wrong_parameters_are_named(params: dict[str, Any], told: str) -> None:
     ("name", "told", "fix"),
     [
         ("ifevall", "there is no task 'ifevall'", "'ifeval'"),
-        ("simple_evals.gpqa_diamond", "belongs to simple_evals", "Write 'gpqa_diamond'"),
+        ("codec.gpqa_diamond", "belongs to codec", "Write 'gpqa_diamond'"),
+        ("simple_evals.gpqa_diamon", "no task 'gpqa_diamon' in NVIDIA's simple_evals", "'gpqa_diamond'"),
+        ("mmlu_redux_instruct", "only NVIDIA's lm-evaluation-harness has", "evaluation.harness: nvidia"),
         ("mmlu", "needs probabilities of given answers", "evaluate tasks"),
         ("zzzzzz", "there is no task 'zzzzzz'", "evaluate tasks"),
     ],
@@ -120,12 +123,16 @@ def test_names_that_cannot_be_run_come_with_the_nearest(name: str, told: str, fi
 
 
 def test_tasks_of_the_harness_are_known_with_their_data() -> None:
-    listed = {task.name: task for task in tasks.known()}
+    listed = {task.name: task for task in tasks.known() if not task.nvidia}
     assert listed["gsm8k"].dataset == "openai/gsm8k"
     assert listed["gpqa_diamond"].gated
     assert [task.name for task in tasks.known()][:2] == ["gpqa_diamond", "ifeval"]
     assert tasks.find("lm-evaluation-harness.ifeval") == (listed["ifeval"], None)
     assert tasks.find("ours", own=True)[0].harness_task == "ours"
+    theirs = {(task.nvidia.harness, task.name): task for task in tasks.known() if task.nvidia}
+    assert theirs["simple_evals", "gpqa_diamond"].gated
+    assert "a judge" in theirs["simple_evals", "simpleqa"].needs or theirs["simple_evals", "AIME_2025"].needs
+    assert theirs["lm-evaluation-harness", "ifeval"].primary == "prompt_level_strict_acc"
 
 
 def test_data_beside_the_file_goes_along_and_data_of_the_host_is_mounted(tmp_path: Path) -> None:
@@ -157,8 +164,13 @@ def test_what_cannot_be_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         work(tmp_path, {"tasks": [{"name": "ifeval"}], "env_vars": {"HF_TOKEN": "host:NO_SUCH_TOKEN"}})
     with pytest.raises(UsageError, match="cannot be called"):
         run.check_name("No Good")
-    with pytest.raises(UsageError, match="One container runs all tasks"):
-        work(tmp_path, {"tasks": [{"name": "ifeval", "container": "a"}, {"name": "gsm8k"}]})
+    with pytest.raises(UsageError, match="NVIDIA's containers ask by chat"):
+        work(tmp_path, {"tasks": [{"name": "simple_evals.mgsm", "endpoint_type": "completions"}]})
+    params = {"config": {"params": {"extra": {"num_fewshot": 1}}}}
+    with pytest.raises(UsageError, match=r"extra\.num_fewshot: there is no such parameter"):
+        work(tmp_path, {"tasks": [{"name": "simple_evals.mgsm", "nemo_evaluator_config": params}]})
+    with pytest.raises(spec.SpecErrors, match="no harness of NVIDIA's"):
+        work(tmp_path, {"tasks": [{"name": "ifeval"}], "nvidia_images": {"codec": "x"}})
 
 
 def test_the_image_is_the_files_and_tasks_can_be_chosen(tmp_path: Path) -> None:
@@ -166,11 +178,20 @@ def test_the_image_is_the_files_and_tasks_can_be_chosen(tmp_path: Path) -> None:
         "harness_image": "r.example/lm:1",
         "tasks": [{"name": "ifeval"}, {"name": "lm-evaluation-harness.gsm8k"}],
     }
-    assert work(tmp_path, section).image == "r.example/lm:1"
+    assert work(tmp_path, section).images == ("r.example/lm:1",)
     assert [task["name"] for task in work(tmp_path, section, only=["gsm8k"]).job["tasks"]] == ["gsm8k"]
     assert [task["name"] for task in work(tmp_path, section, only=["aime24"]).job["tasks"]] == ["aime24"]
     own = {"tasks": [{"name": "ifeval", "container": "r.example/own:1"}]}
-    assert work(tmp_path, own).image == "r.example/own:1"
+    assert work(tmp_path, own).images == ("r.example/own:1",)
+
+
+def test_a_gated_data_set_without_a_token_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "t")
+    gated = {"tasks": [{"name": "gpqa_diamond"}]}
+    told = "is gated, and there is no HF_TOKEN in evaluation.env_vars"
+    assert any(told in line for line in work(tmp_path, gated).said)
+    assert not any(told in line for line in work(tmp_path, gated | {"env_vars": {"HF_TOKEN": "host:HF_TOKEN"}}).said)
+    assert not any(told in line for line in work(tmp_path, {"tasks": [{"name": "ifeval"}]}).said)
 
 
 def test_secrets_are_read_where_the_operator_is_and_stand_in_no_job(
@@ -187,7 +208,7 @@ def test_secrets_are_read_where_the_operator_is_and_stand_in_no_job(
         "tasks": [{"name": "ifeval", "env_vars": {"ONLY": "here"}}],
     }
     file = loaded(tmp_path, section, execution={"env_vars": {"evaluation": {"NLTK_DATA": "/other"}}})
-    told = run.environment(file, file.deployment)
+    told = run.environment(file, file.deployment, tmp_path)
     assert told["environment"] == {"HF_TOKEN": "canary", "NLTK_DATA": "/other"}
     assert (told["api_key"], told["tasks"], told["runtime"]) == ("canary", {"ifeval": {"ONLY": "here"}}, {"X": "Y"})
     made = run.work(file, file.deployment, run="r", base=tmp_path)
@@ -197,8 +218,8 @@ def test_secrets_are_read_where_the_operator_is_and_stand_in_no_job(
 
 def test_the_unit_goes_on_after_a_reboot_and_never_starts_a_run_that_is_over() -> None:
     made = harness.Container(
-        run="r1", service="sglang-tiny", image="r.example/lm@sha256:" + "0" * 64, engine="docker", hf_home="/data/hf",
-        environment={"HF_HUB_OFFLINE": "1"}, mounts=[Mount("/srv/a,b", "/nltk", read_only=True)],
+        run="r1", service="sglang-tiny", images=["r.example/lm@sha256:" + "0" * 64], engine="docker",
+        hf_home="/data/hf", environment={"HF_HUB_OFFLINE": "1"}, mounts=[Mount("/srv/a,b", "/nltk", read_only=True)],
     )  # fmt: skip
     text = made.unit()
     assert made.unit_name == "sglang-tiny-evaluation-r1"
@@ -216,3 +237,57 @@ def test_the_program_is_one_file_with_the_same_bytes_each_time() -> None:
     assert packed == harness.program()
     names = zipfile.ZipFile(BytesIO(packed)).namelist()
     assert {"__main__.py", "sglang_ops_agent/proxy.py", "sglang_ops_agent/lmeval.py"} <= set(names)
+
+
+GPQA, IFEVAL = (
+    "nvcr.io/nvidia/eval-factory/simple-evals:26.03",
+    "nvcr.io/nvidia/eval-factory/lm-evaluation-harness:26.03",
+)
+
+
+@pytest.mark.parametrize(
+    ("section", "images", "harnesses"),
+    [
+        ({}, (None,), (None, None)),
+        ({"harness": "nvidia"}, (GPQA, IFEVAL), ("nvidia-simple-evals", "nvidia-lm-eval")),
+        ({"nvidia_images": {"simple_evals": "r/own:1"}}, ("r/own:1", None), ("nvidia-simple-evals", None)),
+        ({"harness_image": "r/lm:1", "nvidia_images": {"lm-evaluation-harness": "r/own:1"}}, ("r/lm:1", "r/own:1"),
+         (None, "nvidia-lm-eval")),
+    ],
+)  # fmt: skip
+def test_nvidias_containers_run_what_the_file_gives_them(
+    tmp_path: Path, section: dict[str, Any], images: tuple[Any, ...], harnesses: tuple[Any, ...]
+) -> None:
+    """The launcher's names, its images where the file names none, and for each task the stage with its image."""
+    made = work(tmp_path, section | {"tasks": [{"name": "gpqa_diamond"}, {"name": "ifeval"}]})
+    items = made.job["tasks"]
+    assert made.images == images
+    assert tuple(item["nvidia"] and item["nvidia"]["distribution"] for item in items) == harnesses
+    assert [item["stage"] for item in items] == [0, len(images) - 1]
+    assert any("the launcher also knows" in line for line in made.said)
+    assert all("the launcher also knows" not in line or "codec" in line for line in made.said)
+
+
+def test_a_name_with_its_harness_and_a_container_of_nvidias_are_choices_too(tmp_path: Path) -> None:
+    assert work(tmp_path, {"tasks": [{"name": "simple_evals.gpqa_diamond"}]}).images == (GPQA,)
+    container = "r.example/mirror/eval-factory/simple-evals@sha256:" + "0" * 64
+    assert work(tmp_path, {"tasks": [{"name": "gpqa_diamond", "container": container}]}).images == (container,)
+    (task,) = work(tmp_path, {"tasks": [{"name": "gpqa_diamond", "container": container}]}).job["tasks"]
+    assert task["nvidia"]["data"] == ("Idavidrein/gpqa", "gpqa_diamond", "train")
+    assert (task["harness_task"], task["primary"], task["repeats"]) == ("gpqa_diamond", "score", 1)
+    assert task["generation"] == {"temperature": 0, "top_p": 1e-5, "max_gen_toks": 16384}
+
+
+def test_a_run_of_several_images_checks_all_tasks_before_it_asks_any() -> None:
+    made = harness.Container(
+        run="r1", service="sglang-tiny", images=["a@sha256:1", "b@sha256:2"], engine="docker", hf_home="/data/hf",
+        environment={"X": "it's"},
+    )  # fmt: skip
+    assert "ExecStart=/bin/sh /var/lib/sglang-ops/evaluations/r1/containers.sh" in made.unit()
+    assert "KillMode=control-group" in made.unit(), "the engine's client stops its container"
+    script = made.script() or ""
+    order = [line.split(maxsplit=1)[1] for line in script.splitlines() if line.startswith("container ")]
+    assert order == ["a@sha256:1 check 0", "b@sha256:2 check 1", "a@sha256:1 run 0", "b@sha256:2 run 1"]
+    assert "--pull never" in script
+    assert subprocess.run(["/bin/sh", "-n"], input=script, text=True, check=False).returncode == 0
+    assert harness.Container(**{**vars(made), "images": ["a"]}).script() is None

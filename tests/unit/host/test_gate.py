@@ -143,7 +143,7 @@ def test_wrong_model_ends_the_wait_at_once_and_503_does_not(gate: dict[str, Any]
     Server.answers["/v1/models"] = (200, {"data": [{"id": "other"}]})
     assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is True
     Server.answers["/ready"] = (503, {})
-    assert wait_module.Wait(gate, ACTIVE, 0).step(ACTIVE) is False
+    assert wait_module.Wait(gate | {"start_timeout": 60}, ACTIVE, 0).step(ACTIVE) is False
 
 
 def test_without_rollback_a_failed_host_stays_as_it_is() -> None:
@@ -176,6 +176,16 @@ def test_rollback_says_what_serves_now() -> None:
     assert "does not serve" in down["msg"]
 
 
+def test_a_second_server_that_failed_is_told_of_the_first() -> None:
+    told = {"name": "sglang-m-surge", "beside": "sglang-m", "ok": False, "log": ["x"]}
+    failure = {"msg": "sglang-m-surge: crashed.", "sglang_ops": {"services": [told]}}
+    serves = [{"name": "sglang-m", "release": "old", "ok": True}]
+    said = gate_module.after_rollback(failure, ["sglang-m"], serves, untouched=True)
+    assert (said["exit_hint"], said["sglang_ops"]["services"][0]["log"]) == (3, ["x"])
+    assert said["msg"].endswith("Nothing else changed: sglang-m goes on with release old.")
+    assert gate_module.after_rollback(failure, ["sglang-m"], [], untouched=True)["exit_hint"] == 4
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -196,3 +206,42 @@ def test_phases_are_read_from_the_log() -> None:
     assert causes.phase(["Load weight begin. avail mem=139.09 GB"]) == "loading weights"
     assert causes.phase(["Load weight begin.", "KV Cache is allocated. #tokens: 9"]) == "KV cache allocated"
     assert causes.phase(["unrelated"]) == ""
+
+
+def test_a_server_that_froze_in_its_soak_is_noticed_at_the_end(gate: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr(wait_module, "BUSY_SECONDS", 0.2)
+    wait = wait_module.Wait(gate, ACTIVE, 0.2)
+    assert not wait.step(ACTIVE)
+    Server.answers["/ready"] = (503, {})
+    while not wait.step(ACTIVE):
+        pass
+    assert wait.why.startswith("ready: /ready 503, ")
+    assert (wait.layers[-1]["name"], wait.layers[-1]["ok"]) == ("quiet", False)
+
+
+def test_what_failed_first_is_told_also_of_a_loop_and_of_a_host_that_was_not_touched() -> None:
+    failure = {"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "no answer"}]}
+    told = gate_module.after_rollback(failure, ["a"], [{"name": "a", "release": "r1", "ok": True}], True, True)
+    assert told["exit_hint"] == 3
+    assert told["msg"] == "no answer Nothing else changed: a goes on with release r1."
+
+
+def test_a_member_that_answers_nothing_is_not_asked_for_quality(gate: dict[str, Any]) -> None:
+    layers = [{"name": "unit", "ok": True, "detail": "active"}]
+    asked = {"prompt": "2+2?", "expect": "4", "max_tokens": 4}
+    assert gate_module.judge(gate | {"rank": 1}, layers, asked) == ([], None)
+
+
+def test_what_a_whole_group_passed_is_kept_with_the_time_that_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr(gate_module.store, "read_state", lambda name: {"release": "new", "stable": "old"})
+    monkeypatch.setattr(gate_module.store, "write_state", lambda name, state: kept.update(state))
+    monkeypatch.setattr(gate_module.store, "prune_releases", lambda name, keep: None)
+    for name in ("read", "finish", "result", "last_stable"):
+        monkeypatch.setattr(gate_module.rollouts, name, lambda *_: None)
+    result = {"name": "sglang-m", "release": "new", "ok": True, "seconds": 7.4}
+    gate_module.remember([result], {"sglang-m": result["seconds"]}, None)
+    assert (kept["stable"], kept["start_seconds"]) == ("new", 7)
+    assert gate_module.told([result], "soak", {"who": "x"}) == {
+        "kind": "gate", "services": [result], "phase": "soak", "paused": {"who": "x"},
+    }  # fmt: skip

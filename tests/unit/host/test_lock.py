@@ -113,6 +113,20 @@ def test_waiting_ends(operator: Callable[..., Operator]) -> None:
     assert bob.heard()["busy"]["who"] == "ana"
 
 
+def test_a_holder_waits_for_its_turn(operator: Callable[..., Operator]) -> None:
+    ana = operator("ana", turn=True)
+    assert ana.heard() == {"ready": True}
+    assert lock.current() == {}
+    bob = operator("bob")
+    assert bob.heard()["held"]["who"] == "bob"
+    assert ana.process.stdin
+    for said in (b"\n", b"\n0.", b"3!"):
+        ana.process.stdin.write(said)
+        ana.process.stdin.flush()
+    assert ana.heard()["waiting"]["who"] == "bob"
+    assert ana.heard()["busy"]["who"] == "bob"
+
+
 def test_of_many_at_once_exactly_one_proceeds(operator: Callable[..., Operator]) -> None:
     """Ten at the same moment: one holds, and all others are told its name."""
     crowd = [operator(f"number-{index}") for index in range(10)]

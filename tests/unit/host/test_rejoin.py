@@ -20,19 +20,25 @@ rejoin: Any = importlib.import_module("ansible.module_utils.sglang_host_rejoin")
 class Handler(BaseHTTPRequestHandler):
     asked: list[tuple[str, str, str]]
     healthy: bool
+    completion: bytes
 
     def do_GET(self) -> None:
-        self._answer(200 if type(self).healthy else 503)
+        models = json.dumps({"data": [{"id": "m"}]}).encode() if self.path == "/v1/models" else b""
+        self._answer(200 if type(self).healthy else 503, models)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if self.path == "/v1/completions":
+            self._answer(200, type(self).completion)
+            return
         type(self).asked.append((self.path, self.headers["Authorization"], body))
         self._answer(202)
 
-    def _answer(self, status: int) -> None:
+    def _answer(self, status: int, body: bytes = b"") -> None:
         self.send_response(status)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -40,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    Handler.asked, Handler.healthy = [], True
+    Handler.asked, Handler.healthy, Handler.completion = [], True, b'{"choices": [{"text": "OK"}]}'
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_address[1]
@@ -71,5 +77,12 @@ def test_who_has_joined_or_was_drained_is_left_alone(tmp_path: Path, port: int, 
 
 def test_a_server_that_does_not_answer_stays_out_and_is_asked_again_later(tmp_path: Path, port: int) -> None:
     Handler.healthy = False
+    assert run(tmp_path, port, "out")["own"] == "out"
+    assert Handler.asked == []
+
+
+@pytest.mark.parametrize("completion", [b"<html>It works!</html>", b'{"choices": []}'])
+def test_a_server_that_answers_nonsense_stays_out(tmp_path: Path, port: int, completion: bytes) -> None:
+    Handler.completion = completion
     assert run(tmp_path, port, "out")["own"] == "out"
     assert Handler.asked == []

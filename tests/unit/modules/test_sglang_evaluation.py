@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils import sglang_host_evaluating as evaluating
 from ansible.module_utils import sglang_host_evaluation as evaluation
 
 TASK = {"name": "ifeval", "endpoint_type": "chat", "parallelism": None, "generation": {}, "usual": True}
@@ -47,9 +50,14 @@ def test_replicas_are_those_that_serve_the_model(monkeypatch: pytest.MonkeyPatch
         "read_record",
         lambda name, release: {"name": name, "gate": {"served_model_name": served[name]}},
     )
-    assert [one["name"] for one in evaluation.services("sglang-a", "a")] == ["sglang-a-1", "sglang-a-2"]
-    assert [one["name"] for one in evaluation.services("sglang-b", "b")] == ["sglang-b"]
-    assert evaluation.services("sglang-b", "other") == []
+    assert [one["name"] for one in evaluation.services({"deployment": "sglang-a", "model": "a"})] == [
+        "sglang-a-1",
+        "sglang-a-2",
+    ]
+    assert [one["name"] for one in evaluation.services({"deployment": "sglang-b", "model": "b"})] == ["sglang-b"]
+    assert evaluation.services({"deployment": "sglang-b", "model": "other"}) == []
+    one = {"deployment": "sglang-a", "model": "a", "only": ["sglang-a-2"]}
+    assert [item["name"] for item in evaluation.services(one)] == ["sglang-a-2"]
 
 
 @pytest.mark.parametrize(
@@ -70,3 +78,41 @@ def test_replicas_are_those_that_serve_the_model(monkeypatch: pytest.MonkeyPatch
 )  # fmt: skip
 def test_progress_in_a_few_words(told: dict[str, Any], line: str) -> None:
     assert evaluation.line(told) == line
+
+
+def test_a_change_of_release_marks_the_runs_that_began_with_another(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(evaluating, "ROOT", str(tmp_path))
+    for run, files in {"open": ["job.json"], "over": ["job.json", "finished"], "same": ["job.json"]}.items():
+        (tmp_path / run).mkdir()
+        release = "new" if run == "same" else "old"
+        for name in files:
+            (tmp_path / run / name).write_text(json.dumps({"unit": f"u-{run}", "releases": {"sglang-m": release}}))
+    evaluating.replaced({"sglang-m": "new", "sglang-other": None})
+    assert [path.parent.name for path in tmp_path.glob("*/replaced.json")] == ["open"]
+    mark = json.loads((tmp_path / "open" / "replaced.json").read_text())
+    assert (mark["service"], mark["before"], mark["release"]) == ("sglang-m", "old", "new")
+
+
+def test_a_run_does_not_go_on_with_another_release(monkeypatch: Any) -> None:
+    monkeypatch.setattr(evaluation.store, "read_state", lambda _: {"release": "new"})
+    evaluation.same_releases({"releases": {"sglang-m": "new"}})
+    with pytest.raises(evaluation.Refused, match="began with release old of sglang-m, and now new is deployed"):
+        evaluation.same_releases({"releases": {"sglang-m": "old"}})
+
+
+def test_no_run_begins_while_somebody_changes_the_host(monkeypatch: Any) -> None:
+    record = {"name": "sglang-m"}
+    monkeypatch.setattr(evaluation.rollouts, "read", lambda _: None)
+    monkeypatch.setattr(evaluation.lock, "current", dict)
+    evaluation.unchanging([record])
+    monkeypatch.setattr(evaluation.lock, "current", lambda: {"who": "ana@laptop", "verb": "deploy", "run": "r1"})
+    with pytest.raises(evaluation.Refused, match=r"ana@laptop is at work on this host \(deploy r1\)") as refused:
+        evaluation.unchanging([record])
+    assert refused.value.hint == 5
+    monkeypatch.setattr(evaluation.lock, "current", lambda: {"who": "ana@laptop", "verb": "models pull"})
+    evaluation.unchanging([record])
+    monkeypatch.setattr(evaluation.lock, "current", dict)
+    monkeypatch.setattr(evaluation.rollouts, "read", lambda _: {"paused": {"why": "in doubt"}})
+    with pytest.raises(evaluation.Refused, match=r"has not finished here \(paused: in doubt\)") as refused:
+        evaluation.unchanging([record])
+    assert refused.value.hint == 7

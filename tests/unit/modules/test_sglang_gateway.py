@@ -26,6 +26,7 @@ NAME = "sglang-m-gateway"
         ("joined", [], {}, ([A, B], [], {A: "in", B: "in"})),
         ("joined", [A, B], {A: "in", B: "in"}, ([], [], {A: "in", B: "in"})),
         ("left", [A, B, C], {}, ([], [A, B], {A: "out", B: "out"})),
+        ("gone", [A, C], {A: "in"}, ([], [A], {A: None, B: None})),
         ("drained", [C], {A: "in"}, ([], [], {A: "drained", B: "drained"})),
         ("reconciled", [A, C], {A: "in", C: "in"}, ([B], [C], {C: None, A: "in", B: "in"})),
         ("reconciled", [A, B], {B: "drained"}, ([], [B], {A: "in"})),

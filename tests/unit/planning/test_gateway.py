@@ -174,3 +174,13 @@ def test_launcher_adds_what_must_not_be_seen(tmp_path: Any) -> None:
     assert words([], tmp_path, {API_KEY: "k"})[2:] == ["--api-key", "k", "--worker-urls", "http://a:1"]
     assert words(["power_of_two"], tmp_path, {})[-2:] == ["http://a:1", NOBODY[0]]
     assert API_KEY == spec.API_KEY
+
+
+def test_a_server_that_stands_beside_another_for_now_is_spared() -> None:
+    item = wanted()
+    beside, gone = "http://10.0.0.1:9000", "http://10.0.0.9:8000"
+    workers = [{"url": url, "healthy": url != gone} for url in (*URLS, beside, gone)]
+    members = dict.fromkeys((*URLS, beside, gone), "in")
+    now = host(services=[running(planned(item, host()), workers=workers, members=members)])
+    (service,) = planned(item, now).services
+    assert service.members == {"wanted": [*URLS, beside], "join": [], "leave": [gone]}

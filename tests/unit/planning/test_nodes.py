@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from sglang_ops.errors import PreflightError
-from sglang_ops.planning import HostFacts, nodes
+from sglang_ops.planning import HostFacts, Settings, nodes
 from sglang_ops.planning.facts import Listener, Service
 from sglang_ops.planning.nodes import Group
 from sglang_ops.rendering import render
@@ -100,6 +100,16 @@ def test_the_meeting_port_is_free_or_our_own() -> None:
     assert nodes.check(first, ours, ours) == []
     assert nodes.check(nodes.placed(deployment(), PAIR, facts("b")), taken, taken) == []
     assert nodes.meeting_port(deployment(port=60000)) == 50000
+
+
+def test_what_may_keep_ranks_apart_is_told() -> None:
+    known = nodes.placed(deployment(), PAIR, facts("a", interface="eno1"))
+    assert list(nodes.warnings(known, facts("a", infiniband=True), Settings())) == []
+    (limits,) = nodes.warnings(known, facts("a", infiniband=True), Settings(ulimits=("stack=67108864",)))
+    assert "memlock=-1" in limits
+    (interface,) = nodes.warnings(nodes.placed(deployment(), PAIR, facts("a")), facts("a"), Settings())
+    assert "Set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME in env_vars" in interface
+    assert list(nodes.warnings(deployment(nodes=1), facts("a", infiniband=True), Settings(ulimits=()))) == []
 
 
 def test_infiniband_is_handed_in_where_it_is() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_ops.simulator.settings import Faults, Settings, faults_of, settings_of
+from sglang_ops.simulator.settings import Faults, Settings, at, faults_of, settings_of
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,10 @@ def test_vision_is_told() -> None:
 def test_impossible_speeds(speed: str) -> None:
     with pytest.raises(ValueError, match="SGLANG_SIMULATOR_TOKENS_PER_SECOND"):
         settings_of({"SGLANG_SIMULATOR_TOKENS_PER_SECOND": speed})
+
+
+def test_faults_of_one_port() -> None:
+    settings = settings_of({"SGLANG_SIMULATOR_FAULT": "garbage", "SGLANG_SIMULATOR_FAULT_PORT": "8001"})
+    assert at(8001, settings).faults == Faults(garbage=True)
+    assert at(8000, settings).faults == Faults()
+    assert at(8000, settings_of({"SGLANG_SIMULATOR_FAULT": "garbage"})).faults == Faults(garbage=True)

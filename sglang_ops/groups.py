@@ -1,0 +1,86 @@
+"""Hosts that serve one model together, as the plays know them: who they are, and whether all came as far as one did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sglang_ops.fleet import RESULT
+from sglang_ops.planning.nodes import Group
+from sglang_ops.planning.together import Mate, grouped, lost, pulled
+
+Hostvars = Mapping[str, Mapping[str, Any]]
+
+
+def services_of(variables: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What was planned for a host, or, where it goes back, what it goes back to."""
+    told = (variables.get(RESULT) or {}).get("sglang_ops") or {}
+    services: Sequence[Mapping[str, Any]] = (told.get("plan") or told).get("services") or ()
+    return services
+
+
+def members(service: Mapping[str, Any]) -> Sequence[str]:
+    """The hosts that serve it together, () where one does alone; of a plan, or of what a host keeps of a release."""
+    found: Sequence[str] = service.get("group") or (service.get("gate") or {}).get("group") or ()
+    return found
+
+
+def units(names: Sequence[str], hostvars: Hostvars) -> list[list[str]]:
+    """`names` as they change: a host alone, or all that serve a model together, in the place of their first one."""
+    of: dict[str, list[str]] = {name: [name] for name in names}
+    for name in names:
+        for mate in {mate for service in services_of(hostvars[name]) for mate in members(service)}:
+            if mate in of and of[mate] is not of[name]:
+                of[name] += of[mate]
+                of.update(dict.fromkeys(of[mate], of[name]))
+    place = {name: position for position, name in enumerate(names)}
+    first = {id(unit): unit for unit in of.values()}
+    return sorted((sorted(unit, key=place.__getitem__) for unit in first.values()), key=lambda unit: place[unit[0]])
+
+
+def turns(everyone: Sequence[str], changing: Sequence[str], hostvars: Hostvars) -> list[str]:
+    """The hosts `changing` in the order in which they change: that of the inventory, groups kept together."""
+    wanted = set(changing)
+    return [name for unit in units([name for name in everyone if name in wanted], hostvars) for name in unit]
+
+
+def plans_of_mates(groups: Iterable[Group | None], task_vars: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The plans of the hosts with which this one serves something together."""
+    mates = {host for group in groups if group for host in group.hosts} - {str(task_vars["inventory_hostname"])}
+    return {mate: _plan(task_vars["hostvars"][mate]) for mate in mates}
+
+
+def pulled_by_mates(plan: Mapping[str, Any], hostvars: Hostvars) -> bool:
+    """Whether another host of a group needs more of this one than its own plan has."""
+    mates = {mate for service in grouped(plan.get("services") or ()) for mate in service["group"]}
+    return bool(mates) and pulled(str(plan["host"]), plan, {mate: _plan(hostvars[mate]) for mate in mates})
+
+
+def apart(
+    services: Iterable[Mapping[str, Any]], phase: str, registers: Sequence[str], task_vars: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """By service, why its group cannot go on; {} where all have come as far as this host.
+
+    `registers` are the variables that hold what each said at the step, `phase` what its report must say of itself.
+    """
+    host, hostvars = str(task_vars["inventory_hostname"]), task_vars["hostvars"]
+    playing = set(map(str, task_vars["ansible_play_hosts"]))
+    found = {}
+    for service in services:
+        others = [name for name in members(service) if name != host]
+        mates = [
+            Mate(name, name in playing, (hostvars[name].get(register) or {}) if name in playing else {})
+            for name in others
+            for register in registers or ("",)
+        ]
+        if not registers:
+            mates = [mate._replace(told={"failed": False}) for mate in mates]
+        reasons = list(dict.fromkeys(lost(mates, phase)))
+        if reasons:
+            found[str(service["name"])] = reasons
+    return found
+
+
+def _plan(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    plan: Mapping[str, Any] = ((variables.get(RESULT) or {}).get("sglang_ops") or {}).get("plan") or {}
+    return plan

@@ -1,0 +1,90 @@
+"""A run on this machine: what is made of what the hosts say, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_ops.errors import PreflightError, UsageError
+from sglang_ops.evaluation import on_controller
+from tests.unit.evaluation.test_work import loaded, work
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SGLANG_OPS_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(on_controller, "python", lambda: "python3")
+    return tmp_path / "state"
+
+
+def job(port: int, tasks: list[dict[str, Any]], *, most: int, tokens: int) -> dict[str, Any]:
+    items = [{**item, "generation": {"max_gen_toks": tokens}, "parallelism": most} for item in tasks]
+    server = {"address": "127.0.0.1", "port": port}
+    return {"tasks": items, "upstreams": [server], "concurrency": most, "offline": True, "model": "tiny"}
+
+
+def test_the_servers_of_all_hosts_are_asked_as_much_as_they_allow(tmp_path: Path, port: int) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "x.jsonl").write_text("{}")
+    (tmp_path / "there").mkdir()
+    params = {"config": {"params": {"parallelism": 20}}}
+    made = work(
+        tmp_path,
+        {"tasks": [
+            {"name": "ifeval", "dataset_dir": "own"},
+            {"name": "gsm8k", "dataset_dir": str(tmp_path / "there"), "nemo_evaluator_config": params},
+        ]},
+    )  # fmt: skip
+    described = {
+        "a": job(port, made.job["tasks"], most=8, tokens=100), "b": job(port, made.job["tasks"], most=4, tokens=50),
+    }  # fmt: skip
+    assert on_controller.check(made) == []
+    base = on_controller.prepare(made, described, {"environment": {"HF_TOKEN": "canary"}})
+    told = json.loads((base / "job.json").read_text())
+    assert (told["concurrency"], [server["host"] for server in told["upstreams"]]) == (12, ["a", "b"])
+    assert [item["parallelism"] for item in told["tasks"]] == [12, 12]
+    assert [item["generation"] for item in told["tasks"]] == [{"max_gen_toks": 50}] * 2
+    assert (base / "data/ifeval/x.jsonl").read_text() == "{}"
+    assert (base / "data/gsm8k").resolve() == tmp_path / "there"
+    assert "canary" not in (base / "job.json").read_text()
+    assert (base / "secrets.json").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UsageError, match="There is a run r on this machine"):
+        on_controller.check(made)
+
+
+def test_a_server_out_of_reach_is_told_before_anything_is_written(tmp_path: Path, port: int, state: Path) -> None:
+    made = work(tmp_path, {"tasks": [{"name": "ifeval"}]})
+    described = {"a": job(port, made.job["tasks"], most=1, tokens=1), "b": job(1, made.job["tasks"], most=1, tokens=1)}
+    with pytest.raises(PreflightError, match=r"b: 127\.0\.0\.1:1 does not answer"):
+        on_controller.prepare(made, described, {})
+    assert not state.exists()
+
+
+def test_what_needs_a_container_or_a_directory_of_the_hosts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="runs on the hosts"):
+        on_controller.check(work(tmp_path, {"tasks": [{"name": "simple_evals.mgsm"}]}))
+    with pytest.raises(UsageError, match="/no/where is no directory of this machine"):
+        on_controller.check(work(tmp_path, {"tasks": [{"name": "ifeval", "dataset_dir": "/no/where"}]}))
+    mounts = {"execution": {"mounts": {"evaluation": {"/srv/nltk": "/nltk"}}}}
+    made = work(tmp_path, {"tasks": [{"name": "ifeval"}]}, more=mounts)
+    assert on_controller.check(made) == ["The mount /nltk has no effect: nothing runs in a container here."]
+    assert on_controller.check(replace(made, mounts=())) == []
+
+
+@pytest.mark.parametrize("written", ["local", {"type": "local"}])
+def test_execution_local_may_be_a_word(tmp_path: Path, written: Any) -> None:
+    assert loaded(tmp_path, {}, execution=written).execution.on_controller
+    assert not loaded(tmp_path, {}, execution={"output_dir": "x"}).execution.on_controller
+    assert not loaded(tmp_path, {}, defaults=[{"execution": "local"}]).execution.on_controller
