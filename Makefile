@@ -25,10 +25,12 @@ demo-clean: venv ## Remove what `make demo` started
 	$(SUDO) $(BIN)/sglang-ops lab down
 
 test: venv lint ## The tests: lint, unit, roles, command line, and the lab's real hosts (root: for the lab)
-	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/cli tests/roles tests/unit
+	$(SUDO) tools/browser.sh
+	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" tests/cli tests/roles tests/unit
 	$(SUDO) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/lab
 
 test-slow: venv ## The long ones: real driver packages, matrices of faults, many races, forty hosts (root: for the lab)
+	$(SUDO) $(BIN)/python -m pytest -m slow tests/unit
 	$(SUDO) $(BIN)/python -m pytest -m slow tests/lab
 
 lint: venv ## ruff, mypy, ansible-lint

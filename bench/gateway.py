@@ -144,25 +144,26 @@ def measure(lab: Lab, clients: int, least: int, work: Callable[[], float]) -> di
 
 
 def swap(lab: Lab, host: str) -> Callable[[], float]:
-    """Drain a host, restart its server, bring it back: seconds from when the gateway left it out until it had it."""
+    """Drain a host, restart its server, bring it back; returns the seconds for which the gateway was to do without."""
 
     def work() -> float:
-        left = joined(lab.verb("drain", host, "--output", "json"))
+        left, _ = told_gateway(lab.verb("drain", host, "--output", "json"))
         lab.verb("restart", "--service", "tiny-llama", "--limit", host)
-        return joined(lab.verb("undrain", host, "--output", "json")) - left
+        _, had = told_gateway(lab.verb("undrain", host, "--output", "json"))
+        return had - left
 
     return work
 
 
-def joined(result: str) -> float:
-    """When the gateway had done what drain or undrain wanted of it, in seconds since the epoch."""
+def told_gateway(result: str) -> tuple[float, float]:
+    """When drain or undrain began to speak to the gateway and when it had ended, in seconds since the epoch."""
     times = []
     for line in (Path(json.loads(result)["run"]) / "events.ndjson").read_text().splitlines():
         event = json.loads(line)
         action = str(event["event_data"].get("resolved_action") or "").rpartition(".")[2]
-        if action == "sglang_gateway" and event["event"] in ("runner_on_ok", "runner_item_on_ok"):
+        if action == "sglang_gateway" and event["event"].startswith("runner_"):
             times.append(datetime.fromisoformat(event["created"]).timestamp())
-    return times[-1]
+    return times[0], times[-1]
 
 
 def main() -> None:

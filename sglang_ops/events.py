@@ -253,7 +253,8 @@ def _failure(
 ) -> Failure:
     if host.failure and not own:
         return host.failure  # the `fail` that ends a rescue says less than what it rescued
-    services = [service for item in own for service in item.get("services") or []]
+    told = [service for item in own for service in item.get("services") or []]
+    services = [service for service in told if isinstance(service, Mapping)]  # the driver's are names alone
     broken: Mapping[str, Any] = next((service for service in services if service.get("ok") is False), {})
     hint = next((item["exit_hint"] for item in own if "exit_hint" in item), result.get("exit_hint"))
     code = HINTS.get(hint, ExitCode.ERROR) if hint is not None else ExitCode.ERROR

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sglang_ops import processes
+from sglang_ops import lock_order, processes
 
 BEAT_SECONDS = 5
 BEGIN_SECONDS = 60  # in which a connection must bring the holder to speak
@@ -49,15 +49,19 @@ class Turns:
     def __init__(self) -> None:
         self._left: list[str] = []
         self._asked: set[str] = set()
+        self._planned = False
         self._moved = 0.0
         self._change = asyncio.Condition()
         self.refused = False
 
     def plan(self, hosts: Sequence[str]) -> None:
-        """`hosts` in their order: those of which each will ask."""
+        """`hosts` in their order: those of which each is expected to ask."""
         self._left = [host for host in hosts if host not in self._asked]
+        self._planned = True
 
     def ask(self, host: str) -> None:
+        if self._planned and host not in self._asked | {*self._left}:  # one that changes because of its group
+            self._left = lock_order.ordered([*self._left, host])
         self._asked.add(host)
         self._moved = asyncio.get_running_loop().time()
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 from ansible.module_utils.sglang_host_command import run
 
 _PROPERTIES = (
-    "Id,ActiveState,SubState,Result,NRestarts,ExecMainStatus,InvocationID,ActiveEnterTimestampMonotonic,"
+    "Id,ActiveState,SubState,Result,NRestarts,ExecMainCode,ExecMainStatus,InvocationID,ActiveEnterTimestampMonotonic,"
     "ExecMainStartTimestamp"
 )
+
+# systemd's journal entry "Main process exited" (its sd-messages.h).
+_PROCESS_EXITED = "98e322203f7a4ed290d09fe03c09fe15"
 
 # A stop waits for the requests in flight; the unit itself has the shorter limit.
 TIMEOUT_SECONDS = 24 * 3600
@@ -33,6 +38,13 @@ def state(properties):
     if properties.get("SubState") == "auto-restart":
         return "restarting"
     return properties.get("ActiveState", "inactive")
+
+
+def last_exit(unit):
+    """The exit code or signal with which a unit's main process last ended, for one that runs again; "" if unknown."""
+    told = run("journalctl", "--quiet", "--no-pager", "--lines", "1", "--output", "json",
+               "MESSAGE_ID=" + _PROCESS_EXITED, "UNIT=" + unit + ".service").stdout
+    return str(json.loads(told).get("EXIT_STATUS", "")) if told.startswith("{") else ""
 
 
 def journal(unit, properties, lines=30):

@@ -12,10 +12,11 @@ POLL_SECONDS = 1.0
 BUSY_SECONDS = 30  # for which a server may be too busy to answer once more when its soak is over
 
 
-def crashed(first, now):
+def crashed(first, now, last_exit=lambda: ""):
     """Why a unit that was started counts as crashed, "" while it does not. Pure.
 
-    `first` and `now` are systemd's properties at the start of the wait and at this moment.
+    `first` and `now` are systemd's properties at the start of the wait and at this moment; `last_exit` tells the exit
+    code of the process before the one that runs now, which systemd itself forgets when it starts the next one.
     """
     state = systemd.state(now)
     code = now.get("ExecMainStatus", "0")
@@ -23,6 +24,8 @@ def crashed(first, now):
         result = now.get("Result", "")
         return "the unit is %s (%s, exit code %s)" % (state, result, code)
     if state == "restarting" or now.get("NRestarts", "0") != first.get("NRestarts", "0"):
+        if now.get("ExecMainCode") == "0":  # it runs already
+            code = last_exit() or code
         return "the server ended with exit code %s and systemd restarts it" % code
     if first.get("InvocationID") and now.get("InvocationID") != first.get("InvocationID"):
         return "the server was restarted by someone else while it was being checked"
@@ -46,7 +49,7 @@ class Wait:
 
     def step(self, now):
         """True when the service has passed or failed for good."""
-        self.why = crashed(self.first, now)
+        self.why = crashed(self.first, now, lambda: systemd.last_exit(self.gate["name"]))
         if self.why:
             if self.passed_at is not None:
                 self.layers = [item for item in self.layers if item["ok"]]

@@ -242,6 +242,8 @@ def act(host, state, progress):
     if state == "started":
         return [host.started(progress)]
     if host.run not in evaluation.runs():
+        if state in ("waited", "collected"):  # its start never came here: others may have it, and these items
+            return []
         raise evaluation.Refused("There is no run %s on this host." % host.run)
     if state == "resumed":
         return [host.resumed(progress)]

@@ -182,6 +182,8 @@ class Session:
             found = runs_of(played)
             if played.interrupted:
                 return self._left(run)
+            if not found and played.exit_code is ExitCode.DONE:
+                raise UsageError(f"No host has a run {run}.", fix="`sglang-ops evaluate ls` lists the runs.")
             parts = [
                 run_results.Part(
                     host, run_results.unpack(folder / f"{host}.tar.gz", folder / host),

@@ -41,6 +41,10 @@ CONFIG = f"""\
 [defaults]
 gathering = explicit
 interpreter_python = {sys.executable}
+internal_poll_interval = 0.01
+
+[connection]
+pipelining = true
 """
 
 
@@ -101,6 +105,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.chdir(home)
     monkeypatch.setenv("SGLANG_OPS_STATE", str(home / "state"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # what a module that is killed leaves behind
     for name in ("SGLANG_OPS_INVENTORY", "ANSIBLE_CONFIG", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     return Shell(home, root, capsys)

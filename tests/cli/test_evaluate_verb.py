@@ -165,3 +165,11 @@ def test_tasks_are_listed_without_a_host(shell: Shell) -> None:
 def test_without_hosts_it_says_so(shell: Shell) -> None:
     assert shell.run("evaluate") == 7
     assert "Which hosts?" in shell.err
+
+
+def test_a_run_that_no_host_has_is_named(shell: Shell) -> None:
+    archive(shell.home)
+    nothing: dict[str, Any] = {"sglang_ops": {"kind": "evaluation", "runs": [], "warnings": []}}
+    answers(shell, nothing, nothing)
+    assert shell.run("evaluate", "wait", "-i", "hosts.yml", "gone") == 7
+    assert "No host has a run gone" in shell.err

@@ -13,6 +13,7 @@ from typing import Any
 import pexpect
 import pytest
 from conftest import Shell, task
+from waiting import at_most
 
 from sglang_ops import cli
 
@@ -128,7 +129,7 @@ def test_ctrl_c_says_where_things_stand(shell: Shell, terminal: Callable[..., An
     began = time.monotonic()
     child.sendintr()
     code, printed = ended(child)
-    assert time.monotonic() - began < 2.0  # one second on a quiet machine
+    assert time.monotonic() - began < at_most(2.0)
     assert code == 130
     assert "Interrupted." in printed
     assert "one: at gate, 0 changes made" in printed

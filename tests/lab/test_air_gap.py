@@ -29,12 +29,12 @@ INCOMING = {"docker": "/var/lib/docker", "podman": "/var/lib/containers/storage"
 
 @dataclass
 class Site:
-    """Two labs: in the first, host 1 is connected and host 2 is not; the one host of the second is not."""
+    """Two labs: in the first, host 1 is connected and host 2 is not; the one host of the second, for podman, is not."""
 
     docker: Lab
-    podman: Lab
     files: Path
     digest: str = ""
+    podman: Lab | None = None
 
     @property
     def registry(self) -> str:
@@ -50,27 +50,39 @@ class Site:
 
     def cut_off(self, engine: str) -> tuple[Lab, str]:
         """A lab and its host without network."""
-        return (self.docker, self.docker.hosts[1]) if engine == "docker" else (self.podman, self.podman.hosts[0])
+        if engine == "docker":
+            return self.docker, self.docker.hosts[1]
+        assert self.podman
+        return self.podman, self.podman.hosts[0]
 
 
 @pytest.fixture(scope="module")
 def site(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactory) -> Site:
     made = Site(
         make_lab("t-air", hosts=2, engine="docker", os="debian12", server="simulator"),
-        make_lab("t-air-podman", hosts=1, engine="podman", os="debian13", server="simulator"),
         tmp_path_factory.mktemp("files"),
     )
     made.digest = publish(made.registry)
     with ThreadPoolExecutor() as pool:
-        connected = pool.submit(made.docker.deploy, None, "--limit", made.docker.hosts[0])
-        for engine in ("docker", "podman"):
-            pool.submit(isolate, *made.cut_off(engine), PACKAGES[engine])
+        connected = pool.submit(made.docker.json, "models pull", "--limit", made.docker.hosts[0])
+        pool.submit(isolate, made, "docker").result()
     assert connected.result()["ok"], connected.result()
-    for engine in ("docker", "podman"):
-        lab, host = made.cut_off(engine)
-        assert "unreachable" in lab.ssh(f"{engine} --version && ip route show {services(lab)}", host)
-        lab.env |= NOWHERE
     return made
+
+
+@pytest.fixture(scope="module")
+def podman(site: Site, make_lab: Callable[..., Lab]) -> Site:
+    """The site with its second lab: the same again on another engine, and slow."""
+    site.podman = make_lab("t-air-podman", hosts=1, engine="podman", os="debian13", server="simulator")
+    isolate(site, "podman")
+    return site
+
+
+@pytest.fixture(params=["docker", pytest.param("podman", marks=pytest.mark.slow)])
+def engine(request: pytest.FixtureRequest) -> str:
+    if request.param == "podman":
+        request.getfixturevalue("podman")
+    return str(request.param)
 
 
 def publish(registry: str) -> str:
@@ -103,13 +115,15 @@ def services(lab: Lab) -> str:
     return str(lab.deployment["deployment"]["image"].partition(":")[0])
 
 
-def isolate(lab: Lab, host: str, packages: str) -> None:
+def isolate(site: Site, engine: str) -> None:
     """Install what provisioning would have, then take the ways to registry, hub and everywhere else away."""
-    install = (
-        f"apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends {packages}"
-    )
+    lab, host = site.cut_off(engine)
+    packages = f"install -qy --no-install-recommends {PACKAGES[engine]}"
+    install = f"apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get {packages}"
     cut = f"ip route add unreachable {services(lab)}; ip route del default"
-    lab.ssh(f"({install}) >/dev/null 2>&1; {cut}", host, timeout=240)
+    lab.ssh(f"({install}) >/dev/null 2>&1; {cut}", host, timeout=600)
+    assert "unreachable" in lab.ssh(f"{engine} --version && ip route show {services(lab)}", host)
+    lab.env |= NOWHERE
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +170,8 @@ def test_the_model_comes_from_the_host_that_has_it(site: Site, exported: dict[st
     assert [model["repo"] for model in listed] == ["lab/tiny-llama"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("podman")
 def test_podman_reads_what_was_saved(site: Site, saved: dict[str, Any]) -> None:
     lab, host = site.cut_off("podman")
     config = str(lab.folder / "ssh" / "config")
@@ -167,7 +183,6 @@ def test_podman_reads_what_was_saved(site: Site, saved: dict[str, Any]) -> None:
     assert "Error" not in pulled
 
 
-@pytest.mark.parametrize("engine", ["docker", "podman"])
 def test_without_network_it_is_loaded_and_serves(
     site: Site, saved: dict[str, Any], exported: dict[str, Any], engine: str
 ) -> None:
@@ -196,6 +211,8 @@ def test_without_network_it_is_loaded_and_serves(
     assert "127.83.71.76" not in left
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("podman")
 def test_an_interrupted_load_goes_on_and_a_spoilt_one_begins_anew(site: Site, saved: dict[str, Any]) -> None:
     lab, host = site.cut_off("podman")
     lab.run("remove", "--yes", "--service", "tiny-llama", "--limit", host)
@@ -223,6 +240,8 @@ def _largest(site: Site) -> list[str]:
     return [max(lines, key=lambda line: int(line.split()[2])).split()[-1]]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("podman")
 def test_what_podman_wrote_is_loaded_into_docker(site: Site, saved: dict[str, Any]) -> None:
     (lab, host), (target, cut_off) = site.cut_off("podman"), site.cut_off("docker")
     foreign = site.files / "foreign.tar"

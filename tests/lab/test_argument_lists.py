@@ -12,7 +12,7 @@ from conftest import Lab
 
 pytestmark = pytest.mark.lab
 
-TIMES = {"restart_delay": 1, "soak": 0, "start_timeout": 15, "drain_timeout": 5}
+TIMES = {"restart_delay": 1, "soak": 0, "start_timeout": 120, "drain_timeout": 5}
 QUICK = tuple(word for name, value in TIMES.items() for word in ("-e", f"sglang_server_{name}={value}"))
 KINDS = (
     "application/vnd.oci.image.manifest.v1+json",
@@ -22,8 +22,8 @@ KINDS = (
 
 
 @pytest.fixture(scope="module")
-def lab(make_lab: Callable[..., Lab]) -> Lab:
-    return make_lab("t-args", hosts=1, gpus=1, engine="docker", os="debian13", server="simulator")
+def lab(share_lab: Callable[..., Lab]) -> Lab:
+    return share_lab(hosts=1)
 
 
 def tagged(lab: Lab, tag: str) -> str:

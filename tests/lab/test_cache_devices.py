@@ -237,7 +237,9 @@ def test_no_device_with_data_is_touched_however_the_data_looks(lab: Lab, disks: 
 
 
 @pytest.mark.usefixtures("tools")
-@pytest.mark.parametrize("look", ["gpt", "luks", "xfs", "zfs", "headless"])
+@pytest.mark.parametrize(
+    "look", ["gpt", "zfs", *(pytest.param(look, marks=pytest.mark.slow) for look in ("luks", "xfs", "headless"))]
+)
 def test_the_right_serial_number_erases(lab: Lab, disks: Disks, look: str) -> None:
     disk = disks.add(look, XFS_SIZE if look == "xfs" else SIZE)
     lab.ssh(re.sub(r"\bD\b", disk, DATA[look][0]))

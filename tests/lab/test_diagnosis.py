@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -39,22 +39,22 @@ def problem(result: dict[str, Any], host: str) -> dict[str, str]:
 
 
 @contextmanager
-def changed(lab: Lab, path: str, change: Callable[[Any], Any]) -> Iterator[None]:
-    """A JSON file of the first host, changed for a while; `change` returns None for a file that is not there."""
-    text = lab.ssh(f"cat {path}")
+def changed(lab: Lab, path: str, change: Callable[[Any], Any], host: str | None = None) -> Iterator[None]:
+    """A JSON file of a host, the first one, changed for a while; `change` returns None for a file that is not there."""
+    text = lab.ssh(f"cat {path}", host)
     made = change(json.loads(text))
-    put(lab, path, None if made is None else json.dumps(made))
+    put(lab, path, None if made is None else json.dumps(made), host)
     try:
         yield
     finally:
-        put(lab, path, text)
+        put(lab, path, text, host)
 
 
-def put(lab: Lab, path: str, text: str | None) -> None:
+def put(lab: Lab, path: str, text: str | None, host: str | None) -> None:
     if text is None:
-        lab.ssh(f"rm {path}")
+        lab.ssh(f"rm {path}", host)
     else:
-        lab.ssh(f"echo {base64.b64encode(text.encode()).decode()} | base64 -d > {path}")
+        lab.ssh(f"echo {base64.b64encode(text.encode()).decode()} | base64 -d > {path}", host)
 
 
 def with_gpu(**changes: Any) -> Callable[[Any], Any]:
@@ -87,29 +87,41 @@ def test_without_a_deployment_the_hosts_are_judged(lab: Lab) -> None:
     assert (found["exit_code"], problem(found, lab.hosts[0])["check"]) == (7, "cdi")
 
 
+# Two hosts at a time, each with a fault of its own.
+NO_DEVICES = (ANSWERS, lambda told: told | {"fault": "no-devices"}, "gpus", "No devices were found", "flavour")
+NO_DRIVER = (ANSWERS, lambda told: told | {"fault": "no-driver"}, "driver", "couldn't communicate", "modprobe nvidia")
+MISMATCH = (ANSWERS, lambda told: told | {"fault": "version-mismatch"}, "driver-mismatch", "mismatch", "reboot")
+OLD_DRIVER = (ANSWERS, lambda told: told | {"driver_version": "570.86.15"}, "driver-version", "CUDA 13", "580")
+NO_GPUS = (ANSWERS, lambda told: told | {"gpus": []}, "gpus", "No devices were found", "flavour")
+LOST = (ANSWERS, with_gpu(lost=True), "gpu-lost", "GPU is lost", "reboot")
+ECC = (ANSWERS, with_gpu(ecc_uncorrected=2), "ecc", "GPU 1 had uncorrectable", "--gpu-reset -i 1")
+NO_CDI = (CDI, lambda _: None, "cdi", "no CDI device nvidia.com/gpu=0, 1", "nvidia-ctk cdi generate")
+HALF_CDI = (CDI, lambda spec: spec | {"devices": spec["devices"][:1]}, "cdi", "nvidia.com/gpu=1 ", "nvidia-ctk cdi")
+Fault = tuple[str, Callable[[Any], Any], str, str, str]
+
+
 @pytest.mark.parametrize(
-    ("path", "change", "check", "says", "fix"),
-    [
-        (ANSWERS, lambda told: told | {"fault": "no-devices"}, "gpus", "No devices were found", "flavour"),
-        (ANSWERS, lambda told: told | {"fault": "no-driver"}, "driver", "couldn't communicate", "modprobe nvidia"),
-        (ANSWERS, lambda told: told | {"fault": "version-mismatch"}, "driver-mismatch", "mismatch", "reboot"),
-        (ANSWERS, lambda told: told | {"driver_version": "570.86.15"}, "driver-version", "CUDA 13", "580"),
-        (ANSWERS, lambda told: told | {"gpus": []}, "gpus", "No devices were found", "flavour"),
-        (ANSWERS, with_gpu(lost=True), "gpu-lost", "GPU is lost", "reboot"),
-        (ANSWERS, with_gpu(ecc_uncorrected=2), "ecc", "GPU 1 had uncorrectable", "--gpu-reset -i 1"),
-        (CDI, lambda _: None, "cdi", "no CDI device nvidia.com/gpu=0, 1", "nvidia-ctk cdi generate"),
-        (CDI, lambda spec: spec | {"devices": spec["devices"][:1]}, "cdi", "nvidia.com/gpu=1 ", "nvidia-ctk cdi"),
-    ],
+    ("first", "second"),
+    [(NO_DEVICES, NO_DRIVER), (MISMATCH, OLD_DRIVER), (NO_GPUS, LOST), (ECC, NO_CDI), (HALF_CDI, None)],
+    ids=["devices", "driver", "gpus", "ecc-cdi", "cdi"],
 )
-def test_faults_of_gpus(lab: Lab, path: str, change: Callable[[Any], Any], check: str, says: str, fix: str) -> None:
-    with changed(lab, path, change):
+def test_faults_of_gpus(lab: Lab, first: Fault, second: Fault | None) -> None:
+    with ExitStack() as planted:
+        for host, fault in zip(lab.hosts, (first, second), strict=True):
+            if fault:
+                planted.enter_context(changed(lab, *fault[:2], host=host))
         result = lab.json("doctor")
-    found = problem(result, lab.hosts[0])
-    assert (result["exit_code"], found["check"]) == (7, check)
-    assert says in found["detail"]
-    assert fix in found["remedy"]
-    assert checks(result, lab.hosts[1]) == []
-    assert set(checks(result, lab.hosts[0], "warnings")) == ALWAYS
+    assert result["exit_code"] == 7
+    for host, fault in zip(lab.hosts, (first, second), strict=True):
+        assert set(checks(result, host, "warnings")) == ALWAYS
+        if fault is None:
+            assert checks(result, host) == []
+            continue
+        _, _, check, says, fix = fault
+        found = problem(result, host)
+        assert found["check"] == check
+        assert says in found["detail"]
+        assert fix in found["remedy"]
 
 
 def test_a_port_taken_by_another_process(lab: Lab) -> None:
@@ -199,7 +211,8 @@ def test_a_user_without_sudo(lab: Lab, inventory: dict[str, Any]) -> None:
     assert checks(result, lab.hosts[1]) == []
 
 
-def test_a_host_that_serves_is_fit_and_its_own_service_is_no_obstacle(lab: Lab) -> None:
+def test_a_host_that_serves_is_fit_and_its_own_service_is_no_obstacle(share_lab: Callable[..., Lab]) -> None:
+    lab = share_lab(hosts=2)
     assert lab.deploy()["ok"]
     result = lab.json("doctor")
     assert result["exit_code"] == 0, result

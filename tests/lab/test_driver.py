@@ -13,7 +13,6 @@ import shlex
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Lab
 from vendor import Vendor
+from waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -110,9 +110,8 @@ def pin(vendor: Vendor, what: str) -> None:
 
 def release_when_waited_for(lab: Lab) -> None:
     """End the process that holds dpkg's lock, once somebody is seen to wait for it."""
-    progress, deadline = lab.folder / "progress", time.monotonic() + 100
-    while time.monotonic() < deadline and not (progress.exists() and "waiting for" in progress.read_text()):
-        time.sleep(0.5)
+    progress = lab.folder / "progress"
+    wait_until(lambda: progress.exists() and "waiting for" in progress.read_text(), 100, every=0.5)
     lab.ssh("kill $(cat /run/locker)")
 
 

@@ -198,7 +198,8 @@ class Site:
 
 
 # On one system what is the same code on both.
-EVERY = pytest.mark.parametrize("site", ["debian13", "debian12"], indirect=True, scope="module")
+BOTH = ["debian13", pytest.param("debian12", marks=pytest.mark.slow)]
+EVERY = pytest.mark.parametrize("site", BOTH, indirect=True, scope="module")
 ONE = pytest.mark.parametrize("site", ["debian13"], indirect=True, scope="module")
 
 
@@ -369,6 +370,7 @@ def test_an_engine_that_runs_containers_is_not_disturbed(site: Site, pinned: dic
     assert site.ssh(1, "systemctl is-active docker") == "active\n"
 
 
+@pytest.mark.slow
 @ONE
 def test_killed_in_the_middle_of_an_exchange_the_next_run_completes_it(site: Site, pinned: dict[str, Any]) -> None:
     exchange = pinned | {"replace": True, "restart": True, "toolkit_version": VERSION}

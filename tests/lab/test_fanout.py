@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, Lab, ops
+from waiting import wait_until
 
 from sglang_ops import content, runner
 from sglang_ops.lab.model import model_files
@@ -141,13 +142,6 @@ def assert_whole(lab: Lab, model: str, hosts: list[str]) -> None:
     sums = [line.split() for line in caches[hosts[0]].splitlines() if "  " in line]
     assert len(sums) == SHARDS + 1
     assert all(digest == name for digest, name in sums)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never came to that"
-        time.sleep(0.2)
 
 
 def bytes_at(lab: Lab, host: str, model: str) -> int:
@@ -305,6 +299,7 @@ def kill_all(mark: str) -> None:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_controller_leaves_no_work_and_the_next_run_goes_on(lab: Lab, model: str, tmp_path: Path) -> None:
     slow(lab, model, seconds=12)
     third = lab.hosts[-1]
@@ -334,6 +329,7 @@ def test_a_killed_controller_leaves_no_work_and_the_next_run_goes_on(lab: Lab, m
     wait_until(lambda: [lab.ssh(LEFT, host).strip() for host in lab.hosts] == ["", "", ""], 10)
 
 
+@pytest.mark.slow
 def test_a_closed_port_is_passed_over_and_named(lab: Lab, model: str, tmp_path: Path) -> None:
     first, second, third = lab.hosts
     rule = f"INPUT -p tcp --dport {PORT} ! -i lo -j DROP"
@@ -351,6 +347,7 @@ def test_a_closed_port_is_passed_over_and_named(lab: Lab, model: str, tmp_path: 
     assert_whole(lab, model, lab.hosts)
 
 
+@pytest.mark.slow
 def test_the_next_host_asks_the_hub_when_the_first_one_dies(lab: Lab, model: str, tmp_path: Path) -> None:
     slow(lab, model, seconds=6)
     first, second, third = lab.hosts

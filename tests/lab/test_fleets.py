@@ -12,13 +12,13 @@ from conftest import Lab
 
 pytestmark = pytest.mark.lab
 
-TIMES = {"restart_delay": 1, "soak": 1, "start_timeout": 15, "drain_timeout": 5}
+TIMES = {"restart_delay": 1, "soak": 1, "start_timeout": 120, "drain_timeout": 5}
 QUICK = tuple(word for name, value in TIMES.items() for word in ("-e", f"sglang_server_{name}={value}"))
 
 
 @pytest.fixture(scope="module")
-def lab(make_lab: Callable[..., Lab]) -> Lab:
-    return make_lab("t-fleet", hosts=2, gpus=2, engine="docker", os="debian13", server="simulator")
+def lab(share_lab: Callable[..., Lab]) -> Lab:
+    return share_lab(hosts=2)
 
 
 def fleet(lab: Lab, **changes: dict[str, Any]) -> Path:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, Lab, ops
+from waiting import wait_until
 
 pytestmark = pytest.mark.lab
 REPO, WEIGHTS = "lab/tiny-llama", "model.safetensors"
@@ -40,8 +40,8 @@ class Source:
 
 
 @pytest.fixture(scope="module")
-def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab("t-hub", hosts=1, gpus=1, engine="docker", os="debian13", server="simulator")
+def lab(share_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    made = share_lab(hosts=1)
     assert made.deploy()["ok"]
     before = made.json("status")["services"]
     yield made
@@ -186,9 +186,5 @@ def test_a_disk_that_fills_meanwhile(lab: Lab, source: Source) -> None:
 
 def fill(lab: Lab) -> None:
     """Take the last of the room as soon as the download is under way."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if "incomplete" in lab.ssh(f"ls {HOME}/hub/models--lab--tiny-llama/blobs 2>&1"):
-            lab.ssh(f"dd if=/dev/zero of={HOME}/filling bs=64k 2>&1")
-            return
-        time.sleep(0.3)
+    wait_until(lambda: "incomplete" in lab.ssh(f"ls {HOME}/hub/models--lab--tiny-llama/blobs 2>&1"), what="a download")
+    lab.ssh(f"dd if=/dev/zero of={HOME}/filling bs=64k 2>&1")

@@ -158,17 +158,34 @@ def all_arrive(lab: Lab, engine: str, image: ResolvedImage, words: Sequence[str]
     assert files == ["seen"], "something was executed"
 
 
+def made_up(examples: int) -> settings:
+    """Each example is a container with some hundred strings."""
+    return settings(
+        max_examples=examples, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+STRINGS = given(words=st.lists(TEXT, min_size=90, max_size=100), parts=st.lists(PART, min_size=8, max_size=12))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @seed(20)
-@settings(
-    max_examples=3, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
-@given(words=st.lists(TEXT, min_size=90, max_size=100), parts=st.lists(PART, min_size=8, max_size=12))
+@made_up(examples=1)
+@STRINGS
 @example(words=list(NASTY), parts=list(PARTS))
 def test_every_byte_arrives_in_the_container(
     lab: Lab, engine: str, image: ResolvedImage, words: list[str], parts: list[str]
 ) -> None:
+    all_arrive(lab, engine, image, words, parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@seed(21)
+@made_up(examples=20)
+@STRINGS
+def test_so_do_many_more(lab: Lab, engine: str, image: ResolvedImage, words: list[str], parts: list[str]) -> None:
     all_arrive(lab, engine, image, words, parts)
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import yaml
 from conftest import ROOT, Lab, ops
 from snapshots import snapshot
+from waiting import wait_until
 
 pytestmark = pytest.mark.lab
 PRETENDED = ("-e", "nvidia_driver_source=preinstalled", "-e", "container_engine_toolkit=false")
@@ -39,13 +39,6 @@ def begin(lab: Lab, verb: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "sglang_ops", verb, "-i", str(lab.inventory), "--output", "json", *arguments]
     environment = os.environ | lab.env | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never came to that"
-        time.sleep(0.1)
 
 
 def end(process: subprocess.Popen[str]) -> dict[str, Any]:

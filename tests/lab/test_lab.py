@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, ops
+from waiting import wait_until
 
 from sglang_ops.lab import disk, processes
 from sglang_ops.lab.settings import Folder, folder
@@ -61,13 +61,6 @@ def status(name: str) -> dict[str, Any]:
 def on(name: str, host: int, command: str) -> str:
     """Output of a command on a host of a lab, over the lab's own `ssh -F` configuration."""
     return output("ssh", "-F", str(folder(name).ssh / "config"), f"{name}-{host}", command).strip()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +151,7 @@ def test_reboot_from_inside(name: str) -> None:
             return on(name, 1, "cat /proc/sys/kernel/random/boot_id") != boot
         return False
 
-    wait_for(rebooted)
+    wait_until(rebooted)
 
 
 def test_power_off_and_on(name: str) -> None:
@@ -169,18 +162,22 @@ def test_power_off_and_on(name: str) -> None:
     assert on(name, 1, "hostname") == f"{name}-1"
 
 
-def test_a_second_lab_lives_beside_the_first(name: str) -> None:
-    other = f"{name}b"
-    try:
-        done = lab_up(other, "--hosts", "1", "--gpus", "0", "--os", "debian12")
-        assert done.returncode == 0, done.stderr
-        assert "bookworm" in on(other, 1, "cat /etc/os-release; ls /usr/bin/nvidia-smi || true")
-        assert on(name, 1, "hostname") == f"{name}-1"
-        assert status(other)["registry"] != status(name)["registry"]
-    finally:
-        ops("lab", "down", "--name", other)
-    assert traces(folder(other)) == []
+def test_a_second_lab_lives_beside_the_first(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's, too: in another state directory, but on the same machine with its networks and settings."""
+    other, limit = f"{name}b", Path("/proc/sys/fs/inotify/max_user_instances")
+    registry, instances = status(name)["registry"], int(limit.read_text())
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("SGLANG_OPS_LAB_STATE", str(tmp_path / "labs"))
+        try:
+            done = lab_up(other, "--hosts", "1", "--gpus", "0", "--os", "debian12")
+            assert done.returncode == 0, done.stderr
+            assert "bookworm" in on(other, 1, "cat /etc/os-release; ls /usr/bin/nvidia-smi || true")
+            assert status(other)["registry"] != registry
+        finally:
+            ops("lab", "down", "--name", other)
+        assert traces(folder(other)) == []
     assert on(name, 1, "hostname") == f"{name}-1"
+    assert int(limit.read_text()) >= instances, "what the first lab needs is not put back with the second"
 
 
 def test_inventory_is_ordinary_yaml(name: str) -> None:
@@ -198,8 +195,8 @@ def test_killing_the_supervisor_ends_everything(name: str) -> None:
     supervisor = processes.find_supervisor(lab)
     assert supervisor
     os.kill(supervisor, signal.SIGKILL)
-    wait_for(lambda: not processes.marked(lab))
-    wait_for(lambda: plan.uplink not in interfaces())
+    wait_until(lambda: not processes.marked(lab))
+    wait_until(lambda: plan.uplink not in interfaces())
     assert status(name)["running"] is False
     assert {host["state"] for host in status(name)["hosts"]} == {"off"}
     assert traces(lab) != []  # rule, control groups and directory are still there ...
@@ -257,7 +254,7 @@ def test_killed_in_the_middle(moment: Callable[[Folder], object]) -> None:
     lab = folder(name)
     start = [sys.executable, "-m", "sglang_ops", "lab", "up", "--name", name, *SIMULATED]
     with subprocess.Popen(start, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}) as up:
-        wait_for(lambda: moment(lab))
+        wait_until(lambda: moment(lab), every=0.02)
         up.kill()
     assert traces(lab) != []
     uplink = lab.load_plan().uplink  # type: ignore[union-attr]
@@ -273,7 +270,7 @@ def test_killed_while_the_tree_is_built(tmp_path: Path) -> None:
     environment = {"SGLANG_OPS_LAB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     start = [sys.executable, "-m", "sglang_ops", "lab", "up", "--name", name, *SIMULATED]
     with subprocess.Popen(start, stderr=subprocess.DEVNULL, env=os.environ | environment) as up:
-        wait_for(lambda: list((tmp_path / "cache" / "trees").glob(".partial-*/etc")))
+        wait_until(lambda: list((tmp_path / "cache" / "trees").glob(".partial-*/etc")), every=0.02)
         up.kill()
     assert processes.marked(lab) != []
     assert ops("lab", "down", "--name", name, env=environment).returncode == 0

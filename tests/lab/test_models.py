@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, Lab, ops
+from waiting import wait_until
 
 pytestmark = pytest.mark.lab
 REPO, SIZE = "lab/tiny-llama", 221_096  # bytes of the weights
@@ -58,10 +58,8 @@ def begin(lab: Lab, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "sglang_ops", "models", "pull", "-i", str(lab.inventory), *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | lab.env
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while "incomplete" not in lab.ssh("find / -xdev -path '*/models--*' -name '*.incomplete' 2>&1"):
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
+    find = "find / -xdev -path '*/models--*' -name '*.incomplete' 2>&1"
+    wait_until(lambda: "incomplete" in lab.ssh(find), what="a download", every=0.3)
     return process
 
 

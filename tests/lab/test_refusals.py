@@ -38,35 +38,52 @@ def untouched(lab: Lab) -> bool:
     return "docker" not in lab.ssh("ls /etc /usr/bin /var/lib/sglang-ops 2>/dev/null", lab.hosts[0])
 
 
+# Mistakes that are found together are told together: a service for each of them, and what is said of it.
+NO_TAG = [({"image": "IMAGE:no-such-tag"}, "no-such-tag")]
+NO_REGISTRY = [({"image": "127.0.0.1:9/x:y"}, "127.0.0.1:9")]
+MODELS = [
+    ({"hf_model_handle": "lab/no-such-model"}, "does not exist"),
+    ({"hf_model_handle": "lab/tiny-gated"}, "Set HF_TOKEN in env_vars"),
+    ({"hf_model_handle": None, "checkpoint_path": "/nowhere"}, "holds no model"),
+]
+HOST = [
+    ({"tensor_parallel_size": 4}, "needs 4 GPUs (tensor 4 × data 1)"),
+    ({"data_parallel_size": 2, "env_vars": {"CUDA_VISIBLE_DEVICES": "0"}}, "names 1 of 2"),
+    ({"env_vars": {"CUDA_VISIBLE_DEVICES": "0,7"}}, "names GPU 7"),
+    ({"env_vars": {"X": "runtime:NOT_THERE"}}, "runtime:NOT_THERE"),
+    ({"port": 22}, "port 22"),
+]
+SECRET = [({"env_vars": {"X_API_KEY": "host:SGLANG_OPS_TEST_NOT_SET"}}, "SGLANG_OPS_TEST_NOT_SET is not set")]
+
+
 @pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"image": "IMAGE:no-such-tag"}, "no-such-tag"),
-        ({"image": "127.0.0.1:9/x:y"}, "127.0.0.1:9"),
-        ({"hf_model_handle": "lab/no-such-model"}, "does not exist"),
-        ({"hf_model_handle": "lab/tiny-gated"}, "Set HF_TOKEN in env_vars"),
-        ({"hf_model_handle": None, "checkpoint_path": "/nowhere"}, "holds no model"),
-        ({"tensor_parallel_size": 4}, "needs 4 GPUs (tensor 4 × data 1)"),
-        ({"data_parallel_size": 2, "env_vars": {"CUDA_VISIBLE_DEVICES": "0"}}, "names 1 of 2"),
-        ({"env_vars": {"CUDA_VISIBLE_DEVICES": "0,7"}}, "names GPU 7"),
-        ({"env_vars": {"X_API_KEY": "host:SGLANG_OPS_TEST_NOT_SET"}}, "SGLANG_OPS_TEST_NOT_SET is not set"),
-        ({"env_vars": {"X": "runtime:NOT_THERE"}}, "runtime:NOT_THERE"),
-        ({"port": 22}, "port 22"),
-    ],
+    "mistakes",
+    [NO_TAG, NO_REGISTRY, MODELS, HOST, SECRET],
+    ids=["tag", "registry", "models", "host", "secret"],
 )
-def test_what_a_host_cannot_take_is_refused(lab: Lab, changes: dict[str, Any], says: str) -> None:
-    image = lab.deployment["deployment"]["image"].rpartition(":")[0]
-    if str(changes.get("image", "")).startswith("IMAGE"):
-        changes = changes | {"image": changes["image"].replace("IMAGE", image)}
-    result = lab.deploy(lab.write("bad", **changes))
+def test_what_a_host_cannot_take_is_refused(lab: Lab, mistakes: list[tuple[dict[str, Any], str]]) -> None:
+    body = lab.deployment["deployment"]
+    repository = body["image"].rpartition(":")[0]
+    services = {}
+    for number, (changes, _) in enumerate(mistakes):
+        wanted = body | {"served_model_name": f"bad-{number}", "port": 8100 + number} | changes
+        wanted["image"] = wanted["image"].replace("IMAGE", repository)
+        services[f"bad-{number}"] = {key: value for key, value in wanted.items() if value is not None}
+    path = lab.folder / "bad.yaml"
+    path.write_text(yaml.safe_dump({"deployments": services}))
+    result = lab.deploy(path)
     assert result["exit_code"] == 7, result
-    assert says in cause(result, lab.hosts[0])
+    for _, says in mistakes:
+        assert says in cause(result, lab.hosts[0])
     assert untouched(lab)
 
 
 def test_one_host_that_refuses_stops_all_while_nothing_is_touched(lab: Lab) -> None:
-    lab.ssh("echo '{\"gpus\": []}' > /etc/sglang-ops-lab/gpus.json.new; cp /etc/sglang-ops-lab/gpus.json /root/kept; "
-            "mv /etc/sglang-ops-lab/gpus.json.new /etc/sglang-ops-lab/gpus.json", lab.hosts[1])
+    lab.ssh(
+        "echo '{\"gpus\": []}' > /etc/sglang-ops-lab/gpus.json.new; cp /etc/sglang-ops-lab/gpus.json /root/kept; "
+        "mv /etc/sglang-ops-lab/gpus.json.new /etc/sglang-ops-lab/gpus.json",
+        lab.hosts[1],
+    )
     result = lab.deploy()
     lab.ssh("cp /root/kept /etc/sglang-ops-lab/gpus.json", lab.hosts[1])
     assert result["exit_code"] == 7
@@ -107,8 +124,9 @@ def test_changed_host_key_is_not_accepted(lab: Lab) -> None:
     text = known.read_text()
     lines = [line for line in text.splitlines() if line]
     first, second = lines[0].split(), lines[-1].split()
-    known.write_text("\n".join([*(line for line in lines if line.split()[0] != first[0]),
-                                " ".join([first[0], *second[1:]])]) + "\n")
+    known.write_text(
+        "\n".join([*(line for line in lines if line.split()[0] != first[0]), " ".join([first[0], *second[1:]])]) + "\n"
+    )
     try:
         result = lab.deploy(None, "--limit", lab.hosts[0], *FRESH_CONNECTION)
     finally:
@@ -117,17 +135,27 @@ def test_changed_host_key_is_not_accepted(lab: Lab) -> None:
     assert "host key" in cause(result, lab.hosts[0])
 
 
-def test_unreachable_host_is_named_and_the_others_are_served(lab: Lab, inventory: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def serving(share_lab: Callable[..., Lab]) -> Lab:
+    """Two hosts that are no longer blank."""
+    return share_lab(hosts=2)
+
+
+def test_unreachable_host_is_named_and_the_others_are_served(serving: Lab) -> None:
+    lab, text = serving, serving.inventory.read_text()
+    inventory = yaml.safe_load(text)
     inventory["all"]["hosts"]["gone"] = {"ansible_host": "127.0.0.1", "ansible_port": 9}
     lab.inventory.write_text(yaml.safe_dump(inventory))
     result = lab.deploy()
+    lab.inventory.write_text(text)
     assert result["exit_code"] == 6
     assert "127.0.0.1 port 9" in cause(result, "gone")
     served = {item["host"]: item["services"][0]["healthy"] for item in result["hosts"] if item["services"]}
     assert served == dict.fromkeys(lab.hosts, True)
 
 
-def test_taken_port_and_gpu_are_named_on_a_serving_host(lab: Lab) -> None:
+def test_taken_port_and_gpu_are_named_on_a_serving_host(serving: Lab) -> None:
+    lab = serving
     lab.ssh("systemd-run --unit=taken python3 -m http.server 8300", lab.hosts[0])
     result = lab.deploy(lab.write("taken", served_model_name="other", port=8300))
     assert "taken by python3" in cause(result, lab.hosts[0])
@@ -140,9 +168,15 @@ def test_taken_port_and_gpu_are_named_on_a_serving_host(lab: Lab) -> None:
     assert all(service["healthy"] for service in lab.json("status")["services"])
 
 
-def test_gated_model_is_fetched_with_the_token(lab: Lab) -> None:
-    wanted = lab.write("gated", served_model_name="gated", hf_model_handle="lab/tiny-gated", port=8400,
-                       env_vars={"HF_TOKEN": "host:LAB_TOKEN"})
+def test_gated_model_is_fetched_with_the_token(serving: Lab) -> None:
+    lab = serving
+    wanted = lab.write(
+        "gated",
+        served_model_name="gated",
+        hf_model_handle="lab/tiny-gated",
+        port=8400,
+        env_vars={"HF_TOKEN": "host:LAB_TOKEN"},
+    )
     lab.env["LAB_TOKEN"] = "hf_lab_token"
     result = lab.deploy(wanted)
     del lab.env["LAB_TOKEN"]

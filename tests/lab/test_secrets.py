@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,8 @@ RUNTIME = "canary-runtime-5b1c"
 
 
 @pytest.fixture(scope="module")
-def lab(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    made = make_lab("t-secret", hosts=1, gpus=1, engine="docker", os="debian13", server="simulator")
+def lab(share_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    made = share_lab(hosts=1)
     made.env["THE_CANARY"] = CANARY
     made.env["HOME"] = str(tmp_path_factory.mktemp("home"))
     # In two pieces, because sudo logs the commands that this test itself runs.
@@ -57,6 +58,6 @@ def test_only_files_of_root_with_mode_0600_hold_them(lab: Lab) -> None:
 def test_run_folders_and_controller_hold_none(lab: Lab) -> None:
     folders = [lab.env["SGLANG_OPS_STATE"], lab.env["HOME"]]
     assert [path for folder in folders for path in Path(folder).rglob("events.ndjson")]
-    left = [str(path) for path in Path("/tmp").glob("sglang-ops-*")]  # those of other tests come and go: grep copes
+    left = [str(path) for path in Path(os.environ["TMPDIR"]).glob("*")]
     command = ["grep", "-srlE", f"{CANARY}|{RUNTIME}", *folders, *left]
     assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == ""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Lab, ops
+from waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -26,8 +28,8 @@ TRANSLATED = "--attention-backend triton --sampling-backend pytorch"
 
 
 @pytest.fixture(scope="module")
-def lab(make_lab: Callable[..., Lab]) -> Lab:
-    return make_lab("t-page", hosts=1, gpus=4, engine="docker", os="debian13", server="simulator")
+def lab(share_lab: Callable[..., Lab]) -> Lab:
+    return share_lab(hosts=1)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,17 @@ def elsewhere(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         [sys.executable, "-m", "sglang_ops.lab.hub", *listening],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
     )
+    wait_until(lambda: connects(address, 8099), what="the hub")
     mirrors = {"sglang_server_registry_mirrors": {"docker.io": registry}, "sglang_server_hf_endpoint": f"http://{address}:8099"}
-    time.sleep(1)
     yield ("-e", json.dumps(mirrors))
     hub.send_signal(signal.SIGTERM)
     hub.wait(10)
+
+
+def connects(address: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=1):
+        return True
+    return False
 
 
 def copy_image(registry: str, image: str, name: str) -> None:

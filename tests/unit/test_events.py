@@ -58,6 +58,15 @@ def test_an_ignored_failure_is_none_and_a_real_one_is() -> None:
     assert "'false' ended with 1" in state.hosts["b"].failure.cause
 
 
+def test_a_refusal_of_the_driver_names_services_without_more() -> None:
+    """What it says of services are names, not what became of them."""
+    own = {"kind": "driver", "services": ["sglang-tiny.service"], "reboot": False}
+    refused = {"failed": True, "msg": "driver 1 would be changed while sglang-tiny.service runs", "exit_hint": 7}
+    state = feed(event("runner_on_failed", {**refused, "sglang_ops": own}, action="nvidia_driver"))
+    assert state.exit_code() is ExitCode.REFUSED
+    assert "sglang-tiny.service runs" in state.failures[0].cause
+
+
 def test_a_swallowed_failure_counts() -> None:
     state = replay("rescued")
     assert state.exit_code() is ExitCode.ERROR

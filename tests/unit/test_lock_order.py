@@ -78,6 +78,21 @@ def test_of_operators_who_overlap_exactly_one_proceeds(sets: tuple[str, ...]) ->
         assert sum(asyncio.run(race(seed))) == 1, f"seed {seed}"
 
 
+def test_a_host_that_was_not_expected_has_its_turn_too() -> None:
+    async def second_first() -> bool:
+        turns = Turns()
+        turns.plan(["a", "c"])
+        for host in ("c", "b", "a"):
+            turns.ask(host)
+        waiting = asyncio.create_task(turns.mine("b"))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await turns.had("a", {"held": {}})
+        return await asyncio.wait_for(waiting, 5)
+
+    assert asyncio.run(second_first())
+
+
 def test_a_host_that_never_asks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "STUCK_SECONDS", 0.05)
 

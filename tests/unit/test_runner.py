@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import at_most
 
 from sglang_ops import content, processes, runner
 from sglang_ops.errors import OpsError
@@ -228,7 +229,7 @@ def test_an_error_in_the_handler_ends_ansible_and_comes_back(here: Path) -> None
     path = playbook(here, {"ansible.builtin.command": "sleep 4714"})
     with pytest.raises(OpsError, match="stop here"):
         runner.run(path, ["hosts"], on_event=on_event)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < at_most(10)
     assert running("sleep 4714") == []
 
 
@@ -289,7 +290,7 @@ def test_ctrl_c_ends_within_a_second_and_leaves_nothing(here: Path, until: str |
         rest = process.stdout.read()
         took = time.monotonic() - began
     assert rest.splitlines()[-1] == "ended True"
-    assert took < 2.0  # one second on a quiet machine
+    assert took < at_most(2.0)
     assert running("sleep 4715") == []
 
 

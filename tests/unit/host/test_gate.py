@@ -120,13 +120,14 @@ def test_closed_port_and_stopped_unit(gate: dict[str, Any]) -> None:
         ({"ActiveState": "activating", "SubState": "start-pre"}, ""),
         ({"ActiveState": "failed", "Result": "start-limit-hit", "ExecMainStatus": "1"}, "failed (start-limit-hit"),
         ({"SubState": "auto-restart", "ExecMainStatus": "2"}, "exit code 2"),
-        ({"NRestarts": "1", "ExecMainStatus": "0"}, "exit code 0"),
+        ({"NRestarts": "1", "ExecMainCode": "1", "ExecMainStatus": "3"}, "exit code 3"),
+        ({"NRestarts": "1", "ExecMainCode": "0", "ExecMainStatus": "0"}, "exit code 137"),  # the next one runs
         ({"InvocationID": "i2"}, "restarted by someone else"),
         ({"ActiveState": "inactive"}, "the unit is inactive"),
     ],
 )
 def test_crash_is_told_from_a_start(now: dict[str, str], says: str) -> None:
-    why = wait_module.crashed(ACTIVE, ACTIVE | now)
+    why = wait_module.crashed(ACTIVE, ACTIVE | now, lambda: "137")
     assert (says in why) if says else why == ""
 
 

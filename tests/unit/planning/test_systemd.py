@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ops.planning.command import Mount, option
-from sglang_ops.planning.systemd import quote
+from sglang_ops.planning.systemd import Unit, quote
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=0, max_size=40)
 _ESCAPE = re.compile(r'\\x([0-9a-f]{2})|\\([\\"ntr])|%%|\$\$')
@@ -54,3 +54,15 @@ def test_option_takes_the_last_value_in_either_form() -> None:
     assert option(("--host", "a", "--host=b"), "--host") == "b"
     assert option(("--hosts", "a"), "--host") is None
     assert option(("--host",), "--host") is None
+
+
+def test_a_name_that_a_dead_docker_daemon_keeps_is_freed_before_the_start() -> None:
+    """Without that: `endpoint with name … already exists in network host`, until somebody comes."""
+    units = {
+        engine: Unit("tiny", engine, f"/usr/bin/{engine}", "run", (), drain_timeout=5, restart_delay=1).render()
+        for engine in ("docker", "podman")
+    }
+    lines = {engine: [row for row in unit.splitlines() if "ExecStartPre" in row] for engine, unit in units.items()}
+    both = "/usr/bin/docker rm --force %N; /usr/bin/docker network disconnect --force host %N;"
+    assert lines["docker"] == [f'ExecStartPre=-/bin/sh -c "{{ {both} }} >/dev/null 2>&1"']
+    assert lines["podman"] == ['ExecStartPre=-/bin/sh -c "exec /usr/bin/podman rm --force %N >/dev/null 2>&1"']

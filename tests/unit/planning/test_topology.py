@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from situations import deployed, deployment, host, planned
+from waiting import at_most
 
 from sglang_ops.planning import HostFacts, HostPlan, Settings, questions
 from sglang_ops.planning.topology import best, joining, links, rank
@@ -103,7 +104,7 @@ def test_sixteen_gpus_take_milliseconds(size: int) -> None:
     known = {pair: "NV4" if pair[0] // size == pair[1] // size else "SYS" for pair in combinations(range(16), 2)}
     start = time.perf_counter()
     assert best(range(16), 8, known) == tuple(range(8))
-    assert time.perf_counter() - start < 0.5
+    assert time.perf_counter() - start < at_most(0.5)
 
 
 def test_worst_link_names_the_set() -> None:

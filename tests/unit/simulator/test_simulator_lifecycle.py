@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from simulators import Simulator, Start, free_port
+from waiting import at_most, wait_until
 
 KILLED = -9
 CHAT = {"model": "x", "messages": [{"role": "user", "content": "hi"}]}
@@ -94,15 +95,14 @@ def test_sigterm_ends_an_idle_server_with_0(start: Start) -> None:
 
 
 def test_sigterm_lets_requests_end_and_takes_new_ones_meanwhile(start: Start) -> None:
-    simulator = start(SGLANG_SIMULATOR_TOKENS_PER_SECOND="100").wait_until_ready()
+    simulator = start(SGLANG_SIMULATOR_TOKENS_PER_SECOND="60").wait_until_ready()
     body = {"prompt": "hi", "max_tokens": 120, "ignore_eos": True}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         unary = pool.submit(simulator.post, "/v1/completions", body)
         streamed = pool.submit(simulator.post, "/v1/completions", {**body, "stream": True})
         time.sleep(0.3)
         simulator.terminate()
-        time.sleep(0.05)
-        assert [simulator.get(path).status_code for path in ("/health", "/ready")] == [503, 503]
+        wait_until(lambda: [simulator.get(path).status_code for path in ("/health", "/ready")] == [503, 503], 10)
         late = simulator.post("/v1/completions", {"prompt": "hi", "max_tokens": 2})
         assert (late.status_code, late.json()["choices"][0]["text"]) == (200, "This is")
         assert unary.result().json()["usage"]["completion_tokens"] == 120
@@ -118,7 +118,7 @@ def test_the_drain_can_be_skipped(start: Start) -> None:
         simulator.terminate()
         begun = time.monotonic()
         assert simulator.exit_code() == 0
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < at_most(3)
         assert isinstance(cut.exception(), httpx.TransportError)
 
 
