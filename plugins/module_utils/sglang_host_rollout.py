@@ -81,6 +81,18 @@ def result(service, release, word):
         _keep(service, changes)
 
 
+def give_up(service, release):
+    """The newest change failed: it was to `release`, or never came so far that its release was recorded."""
+    changes = history(service)
+    if changes and (changes[-1]["release"] == release or changes[-1]["result"] == "begun"):
+        result(service, changes[-1]["release"], "failed")
+
+
+def newest(service):
+    """The newest change, {} where none is remembered."""
+    return (history(service) or [{}])[-1]
+
+
 def _keep(service, changes):
     text = json.dumps(changes[-KEPT_CHANGES:], sort_keys=True, indent=1)
     store.write_atomic(_path(service, "history.json"), text + "\n")

@@ -181,6 +181,9 @@ def _chosen(name, state, asked, undo):
         if len(matching) != 1:
             return None, "%s has no release %s here; it keeps %s." % (name, asked, ", ".join(known) or "none")
         return (STAY if matching[0] == state["release"] == state["stable"] else matching[0]), ""
+    last = rollouts.newest(name)
+    if last.get("verb") == "rollback" and last["result"] == "begun" and last["release"] == state["stable"]:
+        return state["stable"], ""  # on the way back there, the server did not start
     release = rollouts.last_stable(name, state)
     return release, "" if release else "%s has no other release here that was ever stable." % name
 

@@ -191,7 +191,7 @@ def rolled_back(host, services):
         if not host.check:
             rollouts.finish(name)
             if "to" not in service:
-                rollouts.result(name, current["release"], "failed")
+                rollouts.give_up(name, current["release"])
         host.systemctl("stop", name + ".service")
         if unit is None:
             host.systemctl("disable", "--quiet", name + ".service")
@@ -200,7 +200,7 @@ def rolled_back(host, services):
         if current["unit"] != unit:
             host.write_unit(name, current["unit"], unit)
         host.daemon_reload()
-        if release != current["release"]:
+        if release != current["release"] or rollouts.newest(name).get("result") == "failed":
             host.note(name, current["release"], release, "rollback")
         host.start(name, store.read_record(name, release).get("gate"))
         host.record(name, release, current["stable"])

@@ -107,3 +107,14 @@ def answer(text: str) -> str:
 )
 def test_only_an_answer_can_be_wrong(status: int, text: str, word: str) -> None:
     assert quality.judged(status, text, r"\b4\b")[0] == word
+
+
+def test_a_change_that_never_started_has_failed_too() -> None:
+    change("a")
+    rollouts.result("sglang-m", "a", "stable")
+    rollouts.give_up("sglang-m", "b")
+    assert rollouts.newest("sglang-m")["result"] == "stable"  # nothing was begun
+    change("b", "a", "r2")
+    rollouts.give_up("sglang-m", "a")  # the server did not start, so "a" is what is recorded
+    assert (rollouts.newest("sglang-m")["release"], rollouts.newest("sglang-m")["result"]) == ("b", "failed")
+    assert rollouts.failed("sglang-m") == ["r2"]
