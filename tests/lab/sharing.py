@@ -49,7 +49,7 @@ exec 2>/dev/null
 mkdir -p {_KEPT}/now
 look {_KEPT}/now
 comm -13 {_KEPT}/mounts {_KEPT}/now/mounts | sort -r | xargs -r -d '\\n' -n 1 umount
-comm -13 {_KEPT}/images {_KEPT}/now/images | xargs -r docker image rm
+comm -13 {_KEPT}/images {_KEPT}/now/images | xargs -r docker image rm >/dev/null
 comm -13 {_KEPT}/names {_KEPT}/now/names | xargs -r -d '\\n' rm -rf
 comm -13 {_KEPT}/top {_KEPT}/now/top | xargs -r -d '\\n' rm -rf
 tar --overwrite -xf {_KEPT}/files.tar
