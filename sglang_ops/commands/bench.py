@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from sglang_ops import identity
 from sglang_ops.benchmark.points import Data
 from sglang_ops.commands import _common, _evaluate_runs, _options, _views
 from sglang_ops.commands._options import Output
@@ -199,7 +198,7 @@ def _bench(
         servers.append(Server(host=host.name, points=tuple(points), **{key: told[key] for key in keys}))
     return Bench(
         run=run.path.name,
-        who=os.environ.get("SUDO_USER") or getpass.getuser(),
+        who=identity.user(),
         started=started,
         seconds=round(played.seconds, 2),
         parameters=dict(parameters),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import shutil
 import tarfile
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sglang_ops import identity
 from sglang_ops.errors import OpsError
 from sglang_ops.evaluation import groups, results, scoring
 from sglang_ops.evaluation.results import Dataset, Harness, ModelInfo, RunInfo, Sample, TaskResult, Timings
@@ -66,7 +66,7 @@ def assemble(folder: Path, run: str, parts: Sequence[Part], lost: Mapping[str, s
     info = RunInfo(
         schema=results.SCHEMA,
         run=run,
-        who=getpass.getuser(),
+        who=identity.user(),
         started=started.isoformat(timespec="seconds"),
         ended=max((task.timings.ended for task in written if task and task.timings.ended), default=None),
         complete=all(task is not None and task.complete for task in written),
