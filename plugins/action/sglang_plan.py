@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,43 @@ from sglang_ops.planning import (
     Settings,
     Wanted,
     WantedGateway,
+    Worker,
     plan,
     questions,
 )
-from sglang_ops.planning.nodes import placed
+from sglang_ops.planning.nodes import Group, placed
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.planning.together import NOTHING, due
 from sglang_ops.registry import RegistryUnreachable
 from sglang_ops.rollout_run import RunRollout
+from sglang_ops.spec import Deployment, DeploymentFile, Gateway
 
 # Ansible loads this before it forks a worker for each host: they need not look through, and so copy, what is loaded.
 gc.freeze()
 
 WITHOUT_REGISTRY = "Where there is none, bring the image with `sglang-ops images load`."
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What is known of a host's plan before the host is asked; `earlier` is the plan made before in this run."""
+
+    host: str
+    files: tuple[DeploymentFile, ...]
+    deployments: tuple[Deployment, ...]
+    groups: dict[str, Group | None]
+    fronts: list[tuple[Gateway, Deployment, tuple[Worker, ...]]]
+    run: RunRollout
+    settings: Settings
+    images: dict[str, tuple[ResolvedImage | None, str | None]]
+    earlier: dict[str, Any] | None
+
+    def gateways(self, chosen: _Images) -> list[WantedGateway]:
+        return [
+            WantedGateway(gateway, item, image, workers, Secrets.of(gateway, os.environ))
+            for gateway, item, workers in self.fronts
+            if (image := chosen.of(gateway.service_name, gateway.image))
+        ]
 
 
 class ActionModule(ActionBase):
@@ -78,18 +103,48 @@ class ActionModule(ActionBase):
             return result | self._refused([{"check": "deployment", "message": message}])
 
     def _plan(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        given = self._given(task_vars)
+        asked = self._questions(given)
+        in_vain = _offer(asked["models"], given.earlier, task_vars)
+        if in_vain:
+            return self._refused(in_vain)
+        answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
+        if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
+            return dict(answer)
+        named = {"host": given.host, "address": address_of(given.host, task_vars)}
+        facts = HostFacts.model_validate(answer["facts"] | named)
+        chosen = _Images(given.images, given.settings, facts)
+        wanted, gateways = self._wanted(given, facts, chosen, task_vars), given.gateways(chosen)
+        problems = [{"check": "image", "message": text} for text in dict.fromkeys(chosen.errors)]
+        problems = problems or [
+            {"check": "rollout", "message": text} for text in given.run.changed(given.deployments, facts)
+        ]
+        if problems:
+            return self._refused(problems)
+        made = plan(wanted, facts, given.settings, gateways).as_dict()
+        if made["errors"]:
+            more = given.settings.peer_port and len(task_vars["ansible_play_hosts"]) > 1
+            later = made["undecided"] and more and not given.earlier
+            return _deferred(made) if later else self._refused(made["errors"])
+        made["rollout"] = given.run.of_host(wanted, made["services"], given.settings, facts)
+        made["rollout"]["moved"] = rollout.moved(given.earlier or {}, made["rollout"]["images"])
+        made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings), *made["rollout"]["moved"]]
+        told = {"kind": "plan", "plan": made, "left_out": left_out(given.files, task_vars)}
+        return {"changed": False, "generation": answer["facts"]["generation"], "sglang_ops": told}
+
+    def _given(self, task_vars: dict[str, Any]) -> _Given:
+        """What files, variables and registries say. Raises OpsError for what cannot be."""
         files = files_of(task_vars, self._templar)
         deployments = meant_for(files, task_vars)
-        groups = {item.service_name: group_for(item, task_vars, self._templar) for item in deployments}
         fronts = gateways_of(task_vars, self._templar)
         asked_for = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
         run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | asked_for)
         run.check_size(len(servers_of(files, task_vars)))
-        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")  # earlier in this run
+        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")
         if earlier:
             run = run.going_on(list(task_vars["ansible_play_hosts_all"]), task_vars["hostvars"])
-        given = {key: value for key, value in plain(self._task.args).items() if key != "mates"}
-        settings = Settings.model_validate(given | run.timeouts)
+        arguments = {key: value for key, value in plain(self._task.args).items() if key != "mates"}
+        settings = Settings.model_validate(arguments | run.timeouts)
         if run.settings.gate and run.settings.gate.policy:
             from sglang_ops.evaluation import release_gate
 
@@ -97,59 +152,46 @@ class ActionModule(ActionBase):
                 file = evaluated_file(task_vars, self._templar, item)
                 release_gate.read(run.settings.gate.model_dump(), file, item, base_of(task_vars))
         named = [item.image for item in deployments] + [gateway.image for gateway, _, _ in fronts]
-        resolved = {image: self._image(image, settings, run.digests.get(image)) for image in dict.fromkeys(named)}
-        servers = [resolved[item.image][0] for item in deployments]
-        others = [resolved[gateway.image][0] for gateway, _, _ in fronts]
+        return _Given(
+            host=str(task_vars["inventory_hostname"]),
+            files=files,
+            deployments=deployments,
+            groups={item.service_name: group_for(item, task_vars, self._templar) for item in deployments},
+            fronts=fronts,
+            run=run,
+            settings=settings,
+            images={image: self._image(image, settings, run.digests.get(image)) for image in dict.fromkeys(named)},
+            earlier=earlier,
+        )
+
+    @staticmethod
+    def _questions(given: _Given) -> dict[str, Any]:
+        """The arguments of `sglang_facts`."""
+        servers = [given.images[item.image][0] for item in given.deployments]
+        others = [given.images[gateway.image][0] for gateway, _, _ in given.fronts]
         known = [image for image in servers if image]
-        asked = questions(deployments, settings, known, [gateway for gateway, _, _ in fronts])
+        asked = questions(given.deployments, given.settings, known, [gateway for gateway, _, _ in given.fronts])
         asked["images"] += [image.digest_ref for image in others if image and image not in known]
-        asked["unresolved"] = [tagged(ref, settings) for ref, (image, _) in resolved.items() if image is None]
-        in_vain = _offer(asked["models"], earlier, task_vars)
-        if in_vain:
-            return self._refused(in_vain)
-        asked["tokens"] = [hub_token(item) for item in with_repository(deployments)]
-        host = str(task_vars["inventory_hostname"])
-        asked["toward"] = next((group.other(host) for group in groups.values() if group), "")
-        answer = self._execute_module("sglang_facts", module_args=asked, task_vars=task_vars)
-        if answer.get("failed") or answer.get("unreachable") or "facts" not in answer:
-            return dict(answer)
-        address = address_of(host, task_vars)
-        facts = HostFacts.model_validate(answer["facts"] | {"host": host, "address": address})
-        chosen = _Images(resolved, settings, facts)
-        mates = plans_of_mates(groups.values(), task_vars) if self._task.args.get("mates") else {}
-        wanted = [
+        asked["unresolved"] = [tagged(ref, given.settings) for ref, (image, _) in given.images.items() if image is None]
+        asked["tokens"] = [hub_token(item) for item in with_repository(given.deployments)]
+        asked["toward"] = next((group.other(given.host) for group in given.groups.values() if group), "")
+        return asked
+
+    def _wanted(self, given: _Given, facts: HostFacts, chosen: _Images, task_vars: dict[str, Any]) -> list[Wanted]:
+        mates = plans_of_mates(given.groups.values(), task_vars) if self._task.args.get("mates") else {}
+        return [
             Wanted(
                 placed(item, group, facts) if group else item,
                 image,
                 Secrets.of(item, os.environ),
                 before(item, task_vars),
                 group.hosts if group else (),
-                due(item.service_name, group.hosts, host, mates) if group else NOTHING,
+                due(item.service_name, group.hosts, given.host, mates) if group else NOTHING,
             )
-            for item in deployments
-            for group in [groups[item.service_name]]
+            for item in given.deployments
+            for group in [given.groups[item.service_name]]
             if (image := chosen.of(item.service_name, item.image))
         ]
-        gateways = [
-            WantedGateway(gateway, item, image, workers, Secrets.of(gateway, os.environ))
-            for gateway, item, workers in fronts
-            if (image := chosen.of(gateway.service_name, gateway.image))
-        ]
-        if chosen.errors:
-            return self._refused([{"check": "image", "message": text} for text in dict.fromkeys(chosen.errors)])
-        changed = run.changed(deployments, facts)
-        if changed:
-            return self._refused([{"check": "rollout", "message": text} for text in changed])
-        made = plan(wanted, facts, settings, gateways).as_dict()
-        if made["errors"]:
-            more = settings.peer_port and len(task_vars["ansible_play_hosts"]) > 1
-            return _deferred(made) if made["undecided"] and more and not earlier else self._refused(made["errors"])
-        made["rollout"] = run.of_host(wanted, made["services"], settings, facts)
-        made["rollout"]["moved"] = rollout.moved(earlier or {}, made["rollout"]["images"])
-        made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings), *made["rollout"]["moved"]]
-        generation = answer["facts"]["generation"]
-        told = {"kind": "plan", "plan": made, "left_out": left_out(files, task_vars)}
-        return {"changed": False, "generation": generation, "sglang_ops": told}
 
     def _image(self, ref: str, settings: Settings, pinned: str | None) -> tuple[ResolvedImage | None, str | None]:
         if pinned:  # a roll-out that goes on keeps its digest, wherever the tag is by now
