@@ -53,6 +53,7 @@ class Vendor:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+        self._run("gpgconf", "--kill", "all")  # gpg's agent would stay
 
     def new_key(self, *, expired: bool = False) -> None:
         """Sign with another key from now on, one that expired long ago if need be."""
@@ -99,8 +100,10 @@ class Vendor:
         (self.root / "InRelease").write_text(signed)
 
     def _gpg(self, *arguments: str) -> str:
-        done = subprocess.run(
-            ["gpg", "--batch", "--yes", "--passphrase", "", *self._time, *arguments],
-            check=False, capture_output=True, text=True, env=os.environ | {"GNUPGHOME": str(self._home)})  # fmt: skip
+        return self._run("gpg", "--batch", "--yes", "--passphrase", "", *self._time, *arguments)
+
+    def _run(self, *command: str) -> str:
+        environment = os.environ | {"GNUPGHOME": str(self._home)}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout

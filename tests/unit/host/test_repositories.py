@@ -40,7 +40,9 @@ def key(tmp_path: Path) -> bytes:
     """A real key, binary."""
     home = ["gpg", "--homedir", str(tmp_path), "--batch", "--passphrase", ""]
     subprocess.run([*home, "--quick-gen-key", "a@example.invalid", "ed25519", "sign"], check=True, capture_output=True)
-    return subprocess.run([*home, "--export"], check=True, capture_output=True).stdout
+    exported = subprocess.run([*home, "--export"], check=True, capture_output=True).stdout
+    subprocess.run(["gpgconf", "--homedir", str(tmp_path), "--kill", "all"], check=True)  # gpg's agent would stay
+    return exported
 
 
 def test_a_binary_key_is_armoured_as_gpg_does_it(key: bytes, tmp_path: Path) -> None:
