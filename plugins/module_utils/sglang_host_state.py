@@ -103,11 +103,9 @@ def write_release(service, release, unit, record, secrets, files=None):
 
 def secret(service, release, name):
     """The value of a secret of a release, "" where it has none of that name."""
-    for line in (read_text(os.path.join(release_directory(service, release), "secrets.env")) or "").splitlines():
-        words = shlex.split(line)
-        if len(words) == 2 and words[1].startswith(name + "="):
-            return words[1].partition("=")[2]
-    return ""
+    words = shlex.split(read_text(os.path.join(release_directory(service, release), "secrets.env")) or "")
+    values = dict(word.split("=", 1) for word in words[1::2])  # export NAME=VALUE, a value may have several lines
+    return values.get(name, "")
 
 
 def release_unit(service, release):

@@ -102,3 +102,11 @@ def test_runtime_environment_of_the_host(state: Path, monkeypatch: pytest.Monkey
 
 def test_fingerprints_agree_on_both_sides() -> None:
     assert store.fingerprint("secret") == fingerprint("secret") != fingerprint("secreT")
+
+
+def test_a_secret_is_read_back_whatever_it_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(store, "STATE", str(tmp_path))
+    secrets = {"A": "two lines\nwith 'quotes\" and = and \\", "KEY": "export B=no", "EMPTY": ""}
+    store.write_release("sglang-m", "r1", "unit", {}, secrets)
+    assert {name: store.secret("sglang-m", "r1", name) for name in secrets} == secrets
+    assert store.secret("sglang-m", "r1", "B") == store.secret("sglang-m", "none", "A") == ""
