@@ -157,7 +157,7 @@ def moments(events: Path, host: str) -> tuple[float | None, float | None, float 
             started = at  # where the start itself fails, no later moment is known
         elif action == "sglang_service" and not failed and event == "runner_on_ok":
             started, restarted = (at, restarted) if noticed is None else (started, at)
-        elif action in ("sglang_service", "sglang_gate") and failed:
+        elif action in ("sglang_service", "sglang_gate", "sglang_gateway") and failed:
             noticed, back = (at, back) if noticed is None else (noticed, at)
     return _between(started, noticed), _between(noticed, back), _between(restarted, back)
 

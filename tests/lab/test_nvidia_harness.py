@@ -169,10 +169,10 @@ def test_scores_are_those_of_the_container_run_by_hand(lab: Lab, task: str, imag
         f"nemo-evaluator run_eval --eval_type {task} "
         "--model_id tiny-llama --model_url http://127.0.0.1:8000/v1/chat/completions --model_type chat "
         f"--api_key_name NO_KEY --output_dir /hand/out-{task} "
-        "--overrides 'config.params.parallelism=2,config.params.max_new_tokens=512' >/dev/null 2>&1; "
-        f"cat /hand/out-{task}/results.yml"
+        "--overrides 'config.params.parallelism=2,config.params.max_new_tokens=512' >/hand/log 2>&1; "
+        f"cat /hand/out-{task}/results.yml || tail -n 20 /hand/log >&2"
     )
-    by_hand = yaml.safe_load(lab.ssh(command, timeout=280))["results"]["tasks"][task]["metrics"]
+    by_hand = yaml.safe_load(lab.ssh(f"timeout 250 {command}", timeout=280))["results"]["tasks"][task]["metrics"]
     metrics = json.loads((lab.folder / "results/both" / task / "results.json").read_text())["metrics"]
     values = {name: next(iter(one["scores"].values()))["value"] for name, one in by_hand.items()}
     assert {metric["name"]: metric["score"] for metric in metrics} == pytest.approx(values, abs=1e-12)
