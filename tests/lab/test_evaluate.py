@@ -77,8 +77,9 @@ def scores(answer: dict[str, Any]) -> dict[str, float]:
 EXPECTED = {"ifeval": 0.75, "gpqa_diamond": 0.5, "capitals": 1.0, "rivers": 0.0}
 
 
-def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab) -> None:
-    """Four tasks, one server each, no way out of the hosts; what is asked, what it costs, where secrets are."""
+@pytest.fixture(scope="module")
+def home(lab: Lab) -> tuple[dict[str, Any], int]:
+    """A run without a way out of the hosts, and how many requests it cost."""
     before = asked(lab)
     for host in lab.hosts:
         lab.ssh("ip route show default > /root/route; ip route del default", host)
@@ -88,6 +89,12 @@ def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab) -> None:
         for host in lab.hosts:
             lab.ssh("ip route add $(cat /root/route)", host)
     assert done["ok"], done
+    return done, asked(lab) - before
+
+
+def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab, home: tuple[dict[str, Any], int]) -> None:
+    """Four tasks, one server each, no way out of the hosts; what is asked, what it costs, where secrets are."""
+    done, requests = home
     assert scores(done) == EXPECTED
     assert done["output_dir"] == str(lab.folder / "results" / "home")
     by_name = {task["name"]: task for task in done["tasks"]}
@@ -100,7 +107,7 @@ def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab) -> None:
     rivers = by_name["rivers"]
     assert (rivers["failed"], rivers["empty"], rivers["reasoning_only"]) == (1, 1, 1)
     # On each host one question of the gate, and one that measures its speed; one capital took three attempts.
-    assert asked(lab) - before == 32 + 2 + len(lab.hosts) * 2
+    assert requests == 32 + 2 + len(lab.hosts) * 2
     folder = lab.folder / "results" / "home"
     lines = [json.loads(line) for line in (folder / "gpqa_diamond" / "samples.jsonl").read_text().splitlines()]
     assert {line["host"] for line in lines} == set(lab.hosts), "hosts share the items"
@@ -124,6 +131,7 @@ def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("home")
 def test_scores_are_those_of_the_harness_run_by_hand(lab: Lab) -> None:
     image = lab.ssh("docker image ls --digests --format '{{.Repository}}@{{.Digest}}' | grep lm-eval").split()[0]
     command = (
@@ -146,6 +154,7 @@ def test_scores_are_those_of_the_harness_run_by_hand(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("home")
 def test_what_is_wrong_is_told_before_anything_is_asked(lab: Lab) -> None:
     before = asked(lab)
     missing = lab.folder / "missing.yaml"
