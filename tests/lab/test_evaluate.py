@@ -52,7 +52,7 @@ def serve(lab: Lab, answers: str, **changes: Any) -> None:
     )
     content = yaml.safe_load(config.read_text()) | data.evaluation(4 if answers == "answers.jsonl" else 1)
     config.write_text(yaml.safe_dump(content))
-    deployed = lab.deploy(config)
+    deployed = lab.deploy(config, "--lock-wait", "60")  # what a killed controller had begun on a host may go on
     assert deployed["ok"], deployed
 
 

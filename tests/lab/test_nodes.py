@@ -150,8 +150,9 @@ def test_a_member_that_was_reinstalled_is_named_and_the_whole_group_starts(lab: 
 def test_a_member_that_cannot_be_reached_holds_its_group(lab: Lab) -> None:
     assert deployed(lab)["ok"]
     before = [row["release"] for row in lab.json("status")["services"]]
-    lab.ssh("systemctl stop ssh.socket ssh; sh -c '(sleep 25; systemctl start ssh.socket ssh) >/dev/null 2>&1 &'",
-            lab.hosts[1])  # fmt: skip
+    away = "systemctl stop ssh.socket ssh; pkill sshd; sleep 25; systemctl start ssh.socket ssh"  # connections, too
+    lab.ssh(f"systemd-run --quiet sh -c '{away}'", lab.hosts[1])
+    time.sleep(2)
     result = deployed(lab, env_vars={"RELEASE": "unreached"})
     assert result["exit_code"] == 6
     assert f"{lab.hosts[1]} has dropped out" in result["hosts"][0]["failure"]["cause"]

@@ -99,7 +99,8 @@ def test_whoever_dies_in_the_middle_leaves_nothing_that_the_next_deploy_does_not
     config = release(lab, {"gate": 6, "gateway": 7, "last": 8}[step])
     with clients(lab) as load:
         killed(lab, config, step)
-        assert lab.deploy(config, "--lock-wait", "60", *QUICK)["ok"]
+        again = lab.deploy(config, "--lock-wait", "60", *QUICK)
+    assert again["ok"], again
     assert load.longest() < 5
     in_order(lab, config)
 
@@ -128,7 +129,8 @@ def killed(lab: Lab, config: Path, step: str) -> None:
 def test_two_replicas_change_one_by_one(lab: Lab) -> None:
     lab.run("remove", "--yes", "--limit", lab.hosts[0])
     two = {"data_parallel_size": 2}
-    assert lab.deploy(release(lab, 1, **two), *QUICK)["ok"]
+    first = lab.deploy(release(lab, 1, **two), *QUICK)
+    assert first["ok"], first
     config = release(lab, 2, **two)
     assert {way for way, _ in ways(lab, config)} == {"stop-start"}
     with clients(lab) as load:
