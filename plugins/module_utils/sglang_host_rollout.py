@@ -98,10 +98,23 @@ def _keep(service, changes):
     store.write_atomic(_path(service, "history.json"), text + "\n")
 
 
+def _proven(changes):
+    """The stable releases that nobody went back from, the newest last. Pure."""
+    found = []
+    for change in changes:
+        gone = {change["release"]} | ({change.get("before")} if change.get("verb") == "rollback" else set())
+        if change["result"] == "stable":
+            found = [release for release in found if release not in gone] + [change["release"]]
+    return found
+
+
 def last_stable(service, state):
-    """The newest release but the current that was stable here and is still kept; None where there is none."""
-    changes = history(service)
-    proven = [item["release"] for item in reversed(changes) if item["result"] == "stable"]
+    """The newest release but the current that was stable here and is still kept; None where there is none.
+
+    One that was left by going back is none any more: on all hosts of a fleet the way back leads through the same
+    releases, whichever of them had a release that was undone.
+    """
+    proven = list(reversed(_proven(history(service))))
     if state["stable"]:
         proven.append(state["stable"])
     kept = set(store.releases(service))

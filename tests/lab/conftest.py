@@ -103,8 +103,9 @@ class Lab:
         return done.stdout + done.stderr
 
     def clear(self) -> None:
-        """Hosts without services, engines and caches kept: the state after a `remove`."""
-        self.run("remove", "--yes")
+        """Hosts without services, engines and caches kept: the state after a `remove` of all of them."""
+        for name in {row["name"] for row in self.json("status")["services"]}:
+            self.run("remove", "--yes", "--service", name.removeprefix("sglang-"))
 
 
 def quicken(lab: Path) -> None:

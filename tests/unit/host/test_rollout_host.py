@@ -25,8 +25,8 @@ def keep(*releases: str) -> None:
         store.write_release("sglang-m", release, "unit", {}, {})
 
 
-def change(release: str, before: str | None = None, rollout: str = "r1") -> None:
-    rollouts.note("sglang-m", {"release": release, "before": before, "verb": "deploy", "rollout": rollout})
+def change(release: str, before: str | None = None, rollout: str = "r1", verb: str = "deploy") -> None:
+    rollouts.note("sglang-m", {"release": release, "before": before, "verb": verb, "rollout": rollout})
 
 
 def test_a_record_is_there_until_the_roll_out_has_finished_here() -> None:
@@ -57,6 +57,17 @@ def test_the_last_stable_release_is_the_newest_proven_one_that_is_kept() -> None
     assert rollouts.last_stable("sglang-m", {"release": "b", "stable": "b"}) == "a"
     assert rollouts.last_stable("sglang-m", {"release": "a", "stable": "a"}) == "b"
     assert rollouts.last_stable("sglang-n", {"release": None, "stable": None}) is None
+
+
+def test_what_was_gone_back_from_is_no_way_back() -> None:
+    keep("a", "b", "c")
+    for release, before in (("a", None), ("b", "a"), ("c", "b"), ("b", "c")):
+        change(release, before, verb="rollback" if before == "c" else "deploy")
+        rollouts.result("sglang-m", release, "stable")
+    assert rollouts.last_stable("sglang-m", {"release": "b", "stable": "b"}) == "a"
+    change("c", "b")
+    rollouts.result("sglang-m", "c", "stable")
+    assert rollouts.last_stable("sglang-m", {"release": "c", "stable": "c"}) == "b", "deployed again"
 
 
 def test_a_killed_run_begins_a_change_once_and_history_is_bounded() -> None:
