@@ -202,6 +202,8 @@ class Keeper:
     def __init__(self, owner: int, life: int) -> None:
         self._owner, self._life = owner, life
         self._birth = processes.born(owner)
+        # Of plain Ansible, which a shell may well have started and left, nothing is known.
+        self._command = processes.parent(owner) if os.environ.get("SGLANG_OPS_PROGRESS") else 0
         self._grips: dict[str, Grip] = {}
         self._one: dict[str, asyncio.Lock] = {}
         self._turns = Turns()
@@ -221,6 +223,8 @@ class Keeper:
         while not over.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), BEAT_SECONDS)
+            if self.orphaned():
+                processes.kill({self._owner: self._birth})
             for grip in self._grips.values():
                 grip.beat()
         for watch in self._watches:
@@ -229,6 +233,13 @@ class Keeper:
             processes.kill(_left_behind(self._life))
         await asyncio.gather(*(grip.end() for grip in self._grips.values()))
         server.close()
+
+    def orphaned(self) -> bool:
+        """Whether the command that started ansible-playbook was killed, and it alone.
+
+        Ansible then waits for good for a worker that could not write to the terminal that went away.
+        """
+        return bool(self._command) and processes.parent(self._owner) not in (self._command, 0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = json.loads(await reader.readline())

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
-STATE, SESSION, BIRTH = 0, 3, 19  # places of these, and of the start time (in ticks since boot), in _stat
+STATE, PARENT, SESSION, BIRTH = 0, 1, 3, 19  # places of these, and of the start time (in ticks since boot), in _stat
 ENDED = ("Z", "X")
 
 
@@ -20,6 +20,12 @@ def children(pid: int) -> list[int]:
         with suppress(OSError):
             found += [int(word) for word in task.read_text().split()]
     return found
+
+
+def parent(pid: int) -> int:
+    """Its parent, or what has taken it in since that one died; 0 if there is none, or no /proc."""
+    fields = _stat(pid)
+    return int(fields[PARENT]) if fields else 0
 
 
 def tree(leaders: Iterable[int]) -> dict[int, str]:

@@ -168,3 +168,20 @@ def test_who_is_at_work_in_words() -> None:
     assert holding.described({"who": "a process of this host", "holder": 3}) == "a process of this host"
     shown = [holding.age(0, seconds) for seconds in (5, 119, 120, 7199, 7200)]
     assert shown == ["5 s", "119 s", "2 min", "119 min", "2 h"]
+
+
+@pytest.mark.parametrize("of_command", [True, False])
+def test_a_run_whose_command_was_killed_alone_is_noticed(of_command: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SGLANG_OPS_PROGRESS", raising=False)
+    if of_command:
+        monkeypatch.setenv("SGLANG_OPS_PROGRESS", "/dev/null")
+    with subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout
+        owner = int(command.stdout.readline())
+        kept = keeper.Keeper(owner, -1)
+        assert not kept.orphaned()
+        command.kill()
+        command.wait()
+        found = kept.orphaned()
+        os.kill(owner, signal.SIGKILL)
+    assert found is of_command
