@@ -51,7 +51,8 @@ def test_a_file_that_cannot_be_read_is_wrong_too(tmp_path: Path) -> None:
 
 def test_it_stops_when_it_is_told_to(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_bytes(CONTENT)
+    with path.open("wb") as stream:
+        stream.truncate(1 << 30)  # takes a second or two to read, and no room
 
     def leave(_detail: str) -> None:
         raise SystemExit
