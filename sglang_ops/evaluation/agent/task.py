@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import os
@@ -19,7 +20,7 @@ class Problem(Exception):
     """Why a task cannot be asked or scored, in one sentence."""
 
 
-class Task:
+class Task(abc.ABC):
     """One task of the run. `item` is its part of job.json, `variables` its own environment."""
 
     def __init__(
@@ -48,13 +49,13 @@ class Task:
         """Where the harness finds its data and leaves its files."""
         return self.directory / "work" / self.name
 
+    @abc.abstractmethod
     def check(self) -> dict[str, Any]:
         """Items, data, harness and primary metric of the task. Raises Problem."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def ask(self, proxy: str, store: Store) -> tuple[list[Any], Iterable[dict[str, Any]]]:
         """Ask and score all; what the harness said of each pass, and the lines of samples.jsonl."""
-        raise NotImplementedError
 
     def run(self, proxy: str, store: Store) -> None:
         """Ask and score every item; what is in the store is not asked. Nothing is done for a task that is over."""
