@@ -9,8 +9,7 @@ import platform
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,18 @@ from bench import contenders, fleet, programs, report
 from bench.contenders import Contender, Sample
 from bench.figures import HELP, PASS, VALIDATE, Figures
 from bench.process import BenchError, measure, measure_together
+from bench.progress import Say, teller
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STARTS = 10  # of each command whose start-up is measured
 BUSY = 0.3  # processes that want to run, per core, before the bench begins
 
-Say = Callable[[str], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parse(arguments)
     console = Console(stderr=True, highlight=False)
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {text}", soft_wrap=True)
+    say = teller(console)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`, which removes the lab
     load = os.getloadavg()[0]

@@ -15,7 +15,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from rich.markup import escape
 
 from bench import fleet, programs
 from bench.process import BenchError, call
+from bench.progress import teller
 from sglang_ops import content, runner
 from sglang_ops.lab import settings
 from sglang_ops.lab.model import model_files
@@ -56,10 +56,7 @@ class Round:
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parse(arguments)
     console = Console(stderr=True, highlight=False)
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {text}", soft_wrap=True)
+    say = teller(console)
 
     load = os.getloadavg()[0]
     try:

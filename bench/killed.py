@@ -14,8 +14,7 @@ from typing import Any
 
 from bench.faults import Fleet, Seen
 from bench.process import BenchError
-
-Say = Callable[[str], None]
+from bench.progress import Say
 
 
 @dataclass

@@ -24,6 +24,7 @@ from rich.markup import escape
 
 from bench import fleet, programs
 from bench.process import BenchError, call
+from bench.progress import teller
 
 HOSTS = 3
 APART_SECONDS = 0.5
@@ -78,10 +79,7 @@ class Fleet:
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parse(arguments)
     console = Console(stderr=True, highlight=False)
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {text}", soft_wrap=True)
+    say = teller(console)
 
     races: list[Race] = []
     try:

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
@@ -26,18 +26,18 @@ from rich.markup import escape
 from bench import bad, faults, killed, matrix
 from bench.gateway import Load
 from bench.process import BenchError
+from bench.progress import Say, teller
 
 RESULTS = Path(__file__).resolve().parent / "results"
-Say = Callable[[str], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parse(arguments)
     console = Console(stderr=True, highlight=False)
-    began = time.monotonic()
+    tell = teller(console)
 
     def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {escape(text)}", soft_wrap=True)
+        tell(escape(text))
 
     figures: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,6 +25,7 @@ from rich.markup import escape
 
 from bench import fleet, process, programs
 from bench.process import BenchError
+from bench.progress import teller
 from sglang_ops import processes
 
 LOOK_SECONDS = 0.5
@@ -49,10 +50,7 @@ class Cost:
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parse(arguments)
     console = Console(stderr=True, highlight=False)
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.0f} s[/]  {text}", soft_wrap=True)
+    say = teller(console)
 
     found: dict[str, Cost] = {}
     load = os.getloadavg()[0]

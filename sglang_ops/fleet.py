@@ -10,8 +10,7 @@ from typing import Any
 from sglang_ops import peers
 from sglang_ops.addresses import address_of
 from sglang_ops.peers import Host, Kernels, Model
-
-RESULT = "__sglang_server_result"  # what roles/sglang_server/tasks/plan.yml registers
+from sglang_ops.registered import plan_of
 
 
 def fleet(
@@ -23,18 +22,18 @@ def fleet(
     not name another one.
     """
     known = ((name, hostvars[name]) for name in names)  # Ansible puts a host's variables together each time it is asked
-    found = [_host(name, variables, port, done=name not in batch) for name, variables in known if _plan(variables)]
+    found = [_host(name, variables, port, done=name not in batch) for name, variables in known if plan_of(variables)]
     return [host for host in found if host.port]
 
 
 def offers(hostvars: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> dict[tuple[str, str], dict[str, Any]]:
     """What the hosts `names` hold, by repository and revision, as the module `sglang_facts` takes it."""
-    held = [item for name in names for item in _plan(hostvars[name]).get("holds", ())]
+    held = [item for name in names for item in plan_of(hostvars[name]).get("holds", ())]
     return {(item["repo"], item["revision"]): {key: item[key] for key in ("commit", "bytes", "files")} for item in held}
 
 
 def _host(name: str, variables: Mapping[str, Any], port: int, *, done: bool) -> Host:
-    plan = _plan(variables)
+    plan = plan_of(variables)
     missing = tuple(_model(item) for item in plan.get("models", ()))
     holds = tuple(_model(item) for item in plan.get("holds", ()))
     address = str(variables.get("sglang_server_peer_address") or address_of(name, variables))
@@ -43,12 +42,6 @@ def _host(name: str, variables: Mapping[str, Any], port: int, *, done: bool) -> 
         missing, holds = (), holds + missing
     kernels = () if done else tuple(map(_kernels, plan.get("kernels", ())))
     return Host(name, address, own, missing, holds, kernels, tuple(map(_kernels, plan.get("compiled", ()))))
-
-
-def _plan(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    result = variables.get(RESULT) or {}
-    plan: Mapping[str, Any] = (result.get("sglang_ops") or {}).get("plan") or {}
-    return plan
 
 
 def _model(item: Mapping[str, Any]) -> Model:

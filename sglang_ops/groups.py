@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sglang_ops.fleet import RESULT
 from sglang_ops.planning.nodes import Group
 from sglang_ops.planning.together import Mate, grouped, lost, pulled
+from sglang_ops.registered import RESULT, plan_of
 
 Hostvars = Mapping[str, Mapping[str, Any]]
 
@@ -47,13 +47,13 @@ def turns(everyone: Sequence[str], changing: Sequence[str], hostvars: Hostvars) 
 def plans_of_mates(groups: Iterable[Group | None], task_vars: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The plans of the hosts with which this one serves something together."""
     mates = {host for group in groups if group for host in group.hosts} - {str(task_vars["inventory_hostname"])}
-    return {mate: _plan(task_vars["hostvars"][mate]) for mate in mates}
+    return {mate: plan_of(task_vars["hostvars"][mate]) for mate in mates}
 
 
 def pulled_by_mates(plan: Mapping[str, Any], hostvars: Hostvars) -> bool:
     """Whether another host of a group needs more of this one than its own plan has."""
     mates = {mate for service in grouped(plan.get("services") or ()) for mate in service["group"]}
-    return bool(mates) and pulled(str(plan["host"]), plan, {mate: _plan(hostvars[mate]) for mate in mates})
+    return bool(mates) and pulled(str(plan["host"]), plan, {mate: plan_of(hostvars[mate]) for mate in mates})
 
 
 def apart(
@@ -79,8 +79,3 @@ def apart(
         if reasons:
             found[str(service["name"])] = reasons
     return found
-
-
-def _plan(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    plan: Mapping[str, Any] = ((variables.get(RESULT) or {}).get("sglang_ops") or {}).get("plan") or {}
-    return plan

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-RESULT = "__sglang_server_result"  # what roles/sglang_server/tasks/{plan,target}.yml register
+from sglang_ops.registered import RESULT
 
 
 def ordered(names: Sequence[str]) -> list[str]:

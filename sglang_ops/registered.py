@@ -10,6 +10,15 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+RESULT = "__sglang_server_result"  # what roles/sglang_server/tasks/{plan,target}.yml register
+
+
+def plan_of(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The plan of a host, made earlier in this run; {} where there is none."""
+    result = variables.get(RESULT) or {}
+    plan: Mapping[str, Any] = (result.get("sglang_ops") or {}).get("plan") or {}
+    return plan
+
 
 class Registered(Mapping[str, Mapping[str, Any]]):
     """`hostvars` with registered results and set facts alone; all of it where this Ansible keeps them elsewhere."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from sglang_ops.groups import units
 from sglang_ops.planning.settings import fingerprint
+from sglang_ops.registered import plan_of
 from sglang_ops.spec import Deployment, EnvValue
 from sglang_ops.spec.model import is_secret
 from sglang_ops.spec.rollout import Rollout
@@ -18,7 +19,6 @@ from sglang_ops.spec.secret_flags import without_secrets
 Hostvars = Mapping[str, Mapping[str, Any]]
 
 # Registers of roles/sglang_server/tasks; they survive to the next play of a run.
-RESULT = "__sglang_server_result"
 BEGUN = "__sglang_server_begun"
 TURN = "__sglang_server_turn"
 GATE = "__sglang_server_gate"
@@ -68,8 +68,7 @@ def stops(failed: int, had_turn: int, canary: int, max_failures: int) -> bool:
 def plans_of(names: Sequence[str], hostvars: Hostvars) -> Iterator[Mapping[str, Any]]:
     """The plans of the hosts that have one, in their order."""
     for name in names:
-        result = hostvars[name].get(RESULT) or {}
-        plan = (result.get("sglang_ops") or {}).get("plan")
+        plan = plan_of(hostvars[name])
         if plan:
             yield plan
 

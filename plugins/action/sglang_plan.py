@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from sglang_ops.action_inputs import (
 )
 from sglang_ops.addresses import address_of
 from sglang_ops.errors import OpsError
-from sglang_ops.fleet import RESULT, offers
+from sglang_ops.fleet import offers
 from sglang_ops.gateways import before, gateways_of
 from sglang_ops.groups import plans_of_mates
 from sglang_ops.planning import (
@@ -51,6 +52,7 @@ from sglang_ops.planning import (
 from sglang_ops.planning.nodes import Group, placed
 from sglang_ops.planning.questions import with_repository
 from sglang_ops.planning.together import NOTHING, due
+from sglang_ops.registered import plan_of
 from sglang_ops.registry import RegistryUnreachable
 from sglang_ops.rollout_run import RunRollout
 from sglang_ops.spec import Deployment, DeploymentFile, Gateway
@@ -73,7 +75,7 @@ class _Given:
     run: RunRollout
     settings: Settings
     images: dict[str, tuple[ResolvedImage | None, str | None]]
-    earlier: dict[str, Any] | None
+    earlier: Mapping[str, Any]
 
     def gateways(self, chosen: _Images) -> list[WantedGateway]:
         return [
@@ -127,7 +129,7 @@ class ActionModule(ActionBase):
             later = made["undecided"] and more and not given.earlier
             return _deferred(made) if later else self._refused(made["errors"])
         made["rollout"] = given.run.of_host(wanted, made["services"], given.settings, facts)
-        made["rollout"]["moved"] = rollout.moved(given.earlier or {}, made["rollout"]["images"])
+        made["rollout"]["moved"] = rollout.moved(given.earlier, made["rollout"]["images"])
         made["warnings"] = [*made["warnings"], *dict.fromkeys(chosen.warnings), *made["rollout"]["moved"]]
         told = {"kind": "plan", "plan": made, "left_out": left_out(given.files, task_vars)}
         return {"changed": False, "generation": answer["facts"]["generation"], "sglang_ops": told}
@@ -140,7 +142,7 @@ class ActionModule(ActionBase):
         asked_for = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
         run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | asked_for)
         run.check_size(len(servers_of(files, task_vars)))
-        earlier = ((task_vars.get(RESULT) or {}).get("sglang_ops") or {}).get("plan")
+        earlier = plan_of(task_vars)
         if earlier:
             run = run.going_on(list(task_vars["ansible_play_hosts_all"]), task_vars["hostvars"])
         arguments = {key: value for key, value in plain(self._task.args).items() if key != "mates"}
@@ -218,7 +220,7 @@ def _deferred(made: dict[str, Any]) -> dict[str, Any]:
     return {"changed": False, "sglang_ops": {"kind": "plan", "plan": later}}
 
 
-def _offer(models: list[dict[str, Any]], before: dict[str, Any] | None, task_vars: dict[str, Any]) -> Any:
+def _offer(models: list[dict[str, Any]], before: Mapping[str, Any], task_vars: dict[str, Any]) -> Any:
     """Ask for models together with what other hosts hold of them, once all have been planned.
 
     Returns why a plan that was deferred is refused, [] where it is not.
@@ -226,7 +228,7 @@ def _offer(models: list[dict[str, Any]], before: dict[str, Any] | None, task_var
     offered = offers(task_vars["hostvars"], task_vars["ansible_play_hosts"]) if before else {}
     for model in models:
         model["offer"] = offered.get((model["repo"], model["revision"]))
-    return [] if any(model["offer"] for model in models) else (before or {}).get("deferred") or []
+    return [] if any(model["offer"] for model in models) else before.get("deferred") or []
 
 
 class _Images:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sglang_ops import rollout, rollout_run, rollouts
+from sglang_ops import registered, rollout, rollout_run, rollouts
 from sglang_ops.errors import ExitCode, PreflightError
 from sglang_ops.events import Failure, HostState, RunState
 from sglang_ops.planning import HostFacts, ResolvedImage, Settings, Wanted
@@ -60,7 +60,7 @@ def hostvars(action: str, names: list[str], turned: tuple[str, ...] = (), **sett
     plan = {"services": [{"action": action}], "rollout": settings}
     result = {"sglang_ops": {"kind": "plan", "plan": plan}}
     return {
-        name: {rollout.RESULT: result} | ({rollout.TURN: {"sglang_ops": {"paused": None}}} if name in turned else {})
+        name: {registered.RESULT: result} | ({rollout.TURN: {"sglang_ops": {"paused": None}}} if name in turned else {})
         for name in names
     }
 
@@ -81,11 +81,11 @@ def in_pairs(names: list[str], variables: dict[str, dict[str, Any]]) -> dict[str
     """The hosts, two and two of which serve a model together."""
     made = {}
     for position, name in enumerate(names):
-        plan = variables[name][rollout.RESULT]["sglang_ops"]["plan"]
+        plan = variables[name][registered.RESULT]["sglang_ops"]["plan"]
         pair = names[position // 2 * 2 :][:2]
         services = [{**plan["services"][0], "name": "sglang-big", "group": pair}]
         result = {"sglang_ops": {"kind": "plan", "plan": {**plan, "services": services}}}
-        made[name] = {**variables[name], rollout.RESULT: result}
+        made[name] = {**variables[name], registered.RESULT: result}
     return made
 
 
@@ -286,7 +286,7 @@ def test_unfinished_roll_outs_are_put_together_from_all_hosts() -> None:
 
 def told_of(image: str, **told: Any) -> dict[str, Any]:
     """What a host's variables hold once it has been planned."""
-    return {rollout.RESULT: {"sglang_ops": {"plan": {"rollout": {"images": {"i:latest": image}, **told}}}}}
+    return {registered.RESULT: {"sglang_ops": {"plan": {"rollout": {"images": {"i:latest": image}, **told}}}}}
 
 
 def test_a_roll_out_that_has_not_finished_goes_on_with_the_digest_that_it_began_with() -> None:
@@ -298,7 +298,7 @@ def test_a_roll_out_that_has_not_finished_goes_on_with_the_digest_that_it_began_
     again = {name: told_of("i@sha256:old", digests={"i:latest": "i@sha256:old"}) for name in "ab"}
     assert not rollout.moved_for(["a", "b"], again)
     assert rollout.digests_of(["a", "b"], again) == {"i:latest": "i@sha256:old"}  # also when planned once more
-    said = rollout.moved(open_one[rollout.RESULT]["sglang_ops"]["plan"], {"i:latest": "i@sha256:old"})
+    said = rollout.moved(open_one[registered.RESULT]["sglang_ops"]["plan"], {"i:latest": "i@sha256:old"})
     assert "goes on with the image that it began with (sha256:old). i:latest is sha256:new by now" in said[0]
     failed = fleet | {"c": told_of("i@sha256:new", failed=["r1"])}
     assert not rollout.moved_for(["a", "b", "c"], failed)  # it is over: what is fixed since shall be taken

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from situations import COMMIT, IMAGE, MODEL, cdi, deployed, deployment, host, planned
 
-from sglang_ops import fleet
+from sglang_ops import fleet, registered
 from sglang_ops.planning import ResolvedImage, Secrets, Settings, Wanted, plan
 
 REFUSED = {"repo": "org/m", "hub": MODEL["hub"], "error": "needs a token"}
@@ -124,7 +124,7 @@ def test_a_hub_out_of_reach_is_no_refusal_as_long_as_another_host_may_have_the_m
 def test_what_one_host_holds_another_one_plans_with() -> None:
     files = {"config": {"model_type": "llama"}, "weight_bytes": 400}
     (held,) = planned(deployment(), host(models=[MODEL | {"files": files}])).holds
-    hostvars = {"a": {fleet.RESULT: {"sglang_ops": {"plan": {"holds": [held]}}}}, "b": {}}
+    hostvars = {"a": {registered.RESULT: {"sglang_ops": {"plan": {"holds": [held]}}}}, "b": {}}
     offer = fleet.offers(hostvars, ["a", "b"])["org/m", "main"]
     assert offer == {"commit": COMMIT, "bytes": 500, "files": files}
     made = planned(deployment(), host(models=[MODEL | offer | {"cached": False, "offered": True}]))

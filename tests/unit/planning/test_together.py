@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from situations import IMAGE, deployed, deployment, host
 
-from sglang_ops import groups
+from sglang_ops import groups, registered
 from sglang_ops.planning import Settings, Wanted, together
 from sglang_ops.planning import plan as plan_host
 from sglang_ops.planning.nodes import Group, placed
@@ -22,7 +22,7 @@ def plan(host: str, action: str, **more: Any) -> dict[str, Any]:
 
 
 def hostvars(**plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {host: {groups.RESULT: {"sglang_ops": {"kind": "plan", "plan": made}}} for host, made in plans.items()}
+    return {host: {registered.RESULT: {"sglang_ops": {"kind": "plan", "plan": made}}} for host, made in plans.items()}
 
 
 @pytest.mark.parametrize(
