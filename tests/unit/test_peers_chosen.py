@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sglang_ops import fleet, peers
 from sglang_ops.peers import Host, Kernels, Model
+from sglang_ops.registered import RESULT
 
 M = Model("lab/tiny", "c" * 40, "/hub")
 N = Model("lab/other", "d" * 40, "/hub")
@@ -165,7 +166,7 @@ def test_nobody_waits_in_a_circle(what: list[str]) -> None:
 
 
 def planned(**plan: Any) -> dict[str, Any]:
-    return {fleet.RESULT: {"sglang_ops": {"kind": "plan", "plan": plan}}}
+    return {RESULT: {"sglang_ops": {"kind": "plan", "plan": plan}}}
 
 
 MODEL = {"repo": M.repo, "commit": M.commit, "hub": M.hub, "image": "i", "endpoint": ""}
@@ -175,7 +176,7 @@ class TestFleet:
     """From Ansible's variables to hosts."""
 
     def test_hosts_without_a_plan_are_left_out(self) -> None:
-        hostvars = {"a": planned(models=[MODEL]), "b": {}, "c": {fleet.RESULT: {"unreachable": True}}}
+        hostvars = {"a": planned(models=[MODEL]), "b": {}, "c": {RESULT: {"unreachable": True}}}
         assert fleet.fleet(hostvars, list(hostvars), list(hostvars), 7437) == [Host("a", "a", 7437, missing=(M,))]
 
     def test_an_earlier_batch_has_by_now_what_it_lacked(self) -> None:
