@@ -11,6 +11,8 @@ from sglang_ops.registered import RESULT, plan_of
 
 Hostvars = Mapping[str, Mapping[str, Any]]
 
+LEFT = "sglang_gateway_left"  # what roles/sglang_gateway/tasks/leave.yml registers
+
 
 def services_of(variables: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """What was planned for a host, or, where it goes back, what it goes back to."""
@@ -79,3 +81,26 @@ def apart(
         if reasons:
             found[str(service["name"])] = reasons
     return found
+
+
+def staying(services: Iterable[Mapping[str, Any]], task_vars: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By service, which members of its group could not leave their gateways, and so go on serving as they do.
+
+    Of a group, only the host that is asked has gateways to leave: the others have nothing to say here.
+    """
+    host, hostvars = str(task_vars["inventory_hostname"]), task_vars["hostvars"]
+    playing = set(map(str, task_vars["ansible_play_hosts"]))
+    found = {}
+    for service in services:
+        others = [name for name in members(service) if name != host]
+        said = [Mate(name, name in playing, _said(hostvars[name].get(LEFT))) for name in others]
+        reasons = list(dict.fromkeys(lost(said, "")))
+        if reasons:
+            found[str(service["name"])] = reasons
+    return found
+
+
+def _said(looped: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a loop said: of its items, the first one that failed."""
+    items = (looped or {}).get("results") or ()
+    return next((item for item in items if item.get("failed")), {"failed": False})

@@ -84,6 +84,8 @@ class ActionModule(SendingAction):
         }
         done = self.execute_with_progress("sglang_evaluation", arguments, variables)
         done.get("sglang_ops", {})["executions"] = 2
+        if done.get("failed"):  # refused is refused, whether its image was there or had to come
+            return done
         return done | {"changed": bool(done.get("changed") or pulled.get("changed"))}
 
     def _describe(self, work: dict[str, Any], deployment: Deployment, variables: dict[str, Any]) -> dict[str, Any]:

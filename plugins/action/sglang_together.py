@@ -14,7 +14,7 @@ except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sglang_ops.action_inputs import plain
-from sglang_ops.groups import apart
+from sglang_ops.groups import apart, staying
 
 UNREACHABLE = 6
 
@@ -23,7 +23,8 @@ class ActionModule(ActionBase):
     """`sglang_together`: fails where another member of a group has not come as far as this host.
 
     `services` are those of the plan, `after` the registers of the steps that are behind, `phase` the gate's one among
-    them, `own` what the gate said here.
+    them, `own` what the gate said here. With `leaving`, the step is that of leaving the gateways, and nothing has been
+    stopped yet.
     """
 
     TRANSFERS_FILES = False
@@ -33,16 +34,19 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         del tmp
         given = plain(self._task.args)
-        phase, after = given.get("phase") or "", given.get("after") or []
-        found = apart(given.get("services") or [], phase, after, task_vars)
+        phase, after, leaving = given.get("phase") or "", given.get("after") or [], bool(given.get("leaving"))
+        services = given.get("services") or []
+        found = staying(services, task_vars) if leaving else apart(services, phase, after, task_vars)
         if not found:
             return result | {"changed": False, "sglang_ops": {"kind": "together", "executions": 0}}
         told = [f"{name} is served by several hosts together: {'; '.join(why)}." for name, why in found.items()]
         report: dict[str, Any] = {"kind": "gate" if after else "together", "executions": 0, "services": []}
         if after:
             report["services"] = [_of_gate(item, found) for item in _own(given.get("own"), found)]
+        if leaving:
+            report |= {"state": "left", "failed": True}
         failed: dict[str, Any] = {"failed": True, "changed": False, "msg": " ".join(told), "sglang_ops": report}
-        away = not after and _unreachable(given.get("services") or [], found, task_vars)
+        away = not after and _unreachable(services, found, task_vars)
         return result | failed | ({"exit_hint": UNREACHABLE} if away else {})
 
 

@@ -39,7 +39,10 @@ class Dataset(_Part):
 
     name: str = Field(description="Hub id or the user's name for it.")
     revision: str | None = Field(default=None, description="Revision on the hub; null for local data.")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the data as it was read, in hexadecimal digits.")
+    sha256: str = Field(
+        pattern="^[0-9a-f]{64}$",
+        description="Of the data as it was read; where only the harness reads it, of the samples' questions and answers.",
+    )
 
 
 class ModelInfo(_Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tarfile
@@ -112,7 +113,7 @@ def _task(
         task=name,
         harness_task=task["harness_task"],
         harness=_harness(parts, task),
-        dataset=Dataset(**checked[0]["dataset"]),
+        dataset=_dataset(checked[0]["dataset"], samples),
         primary=chosen.name if chosen else primary,
         metrics=metrics,
         score=chosen.score if chosen else None,
@@ -133,6 +134,17 @@ def _task(
             if raw.exists():
                 shutil.copyfile(raw, place / f"{raw.stem}-{part.host}{raw.suffix}")
     return result
+
+
+def _dataset(known: Mapping[str, Any], samples: Sequence[Sample]) -> Dataset:
+    """What was asked. Data that only the harness has read is known by its questions and the answers to them."""
+    if known["sha256"]:
+        return Dataset(**known)
+    digest = hashlib.sha256()
+    for sample in samples:
+        if sample.repeat == 0:
+            digest.update(json.dumps([sample.id, sample.prompt, sample.expected]).encode() + b"\n")
+    return Dataset(**{**known, "sha256": digest.hexdigest()})
 
 
 def _asked(part: Part) -> list[str]:

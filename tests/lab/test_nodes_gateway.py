@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Lab
 
+from bench import matrix
+from bench.faults import Fleet
 from bench.gateway import Load
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -45,6 +47,12 @@ def releases(lab: Lab) -> dict[str, str]:
     return {row["host"]: row["release"] for row in lab.json("status")["services"] if row["kind"] == "server"}
 
 
+def processes(lab: Lab) -> list[str]:
+    """Of each host's server, which start of it runs."""
+    ask = "systemctl show --value -p InvocationID sglang-tiny-llama"
+    return [lab.ssh(ask, host).strip() for host in lab.hosts[:4]]
+
+
 def pairs(lab: Lab) -> list[list[str]]:
     return [lab.hosts[:2], lab.hosts[2:4]]
 
@@ -77,6 +85,26 @@ def test_a_bad_release_touches_one_group_which_goes_back(lab: Lab, fault: str) -
     assert releases(lab) == before
     (front,) = lab.json("status")["gateways"]
     assert [row["healthy"] for row in front["workers"]] == [True, True]
+
+
+def test_a_group_whose_first_host_cannot_leave_the_gateway_stays_as_it_is(lab: Lab, tmp_path: Path) -> None:
+    key, front = "/var/lib/sglang-ops/services/*-gateway/gateway/control-plane.key", lab.json("status")["gateways"][0]
+    fleet, before = Fleet(lab.inventory, tmp_path), processes(lab)
+    with load(lab) as clients:
+        deploy = fleet.begin(release(lab, 4), *QUICK)
+        for event in deploy.events():
+            data = event.get("event_data") or {}
+            if event["event"] == "runner_on_start" and data.get("host") == lab.hosts[0] and matrix.in_turn(data):
+                break
+        lab.ssh(f"for key in {key}; do cp -p $key /run/key; echo wrong > $key; done", front["host"])
+        try:
+            result = deploy.result()
+        finally:
+            lab.ssh(f"for key in {key}; do cp -p /run/key $key; done", front["host"])
+    assert (result["exit_code"], clients.lost) == (3, []), result
+    assert processes(lab) == before
+    told = {host["host"]: host["services"] for host in result["hosts"]}
+    assert "stays" in told[lab.hosts[1]][0]["cause"], told
 
 
 def test_a_member_changed_by_hand_mends_its_group_alone(lab: Lab) -> None:

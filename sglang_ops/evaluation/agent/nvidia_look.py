@@ -14,7 +14,7 @@ from .task import Problem
 
 
 def look(asked: dict[str, Any]) -> dict[str, Any]:
-    """{"version", "dataset": {"name", "revision", "sha256", "items"}}; unknown data has no items. Raises Problem."""
+    """{"version", "dataset": {"name", "revision", "sha256", "items"}}; data that only the harness knows has neither hash nor items. Raises Problem."""
     try:
         version = importlib.metadata.version(asked["distribution"])
         framework = (importlib.resources.files(f"core_evals.{asked['package']}") / "framework.yml").read_text()
@@ -34,7 +34,7 @@ def _types(framework: str) -> list[str]:
 
 def _dataset(asked: dict[str, Any]) -> dict[str, Any]:
     if not asked.get("data"):
-        return {"name": asked["task"], "revision": None, "sha256": "0" * 64, "items": None}
+        return {"name": asked["task"], "revision": None, "sha256": None, "items": None}
     import datasets  # noqa: PLC0415 - the image has it
 
     name, configuration, split = asked["data"]

@@ -75,6 +75,20 @@ def test_hostile_run_data_stay_text(tmp_path: Path, key: str) -> None:
     assert HOSTILE in page.text
 
 
+def test_groups_stand_there_with_their_means(tmp_path: Path) -> None:
+    path = write(tmp_path / "run", [1, 0])
+    mean = {"name": "acc", "score": 0.625, "items": 40, "interval": [0.5, 0.75], "confidence": 0.95, "method": "mover"}
+    whole = {"name": HOSTILE, "tasks": ["one", "two"], "metrics": [mean], "complete": True}
+    tag = {"name": "reasoning", "tasks": ["one"], "metrics": [], "complete": False}
+    results.write_info(path, info(run="run", groups=[whole, tag]))
+    page = Page(report.build(results.read(path)))
+    text = "".join(page.text.split())
+    assert "".join(HOSTILE.split()) + "one,twoacc62.5%50.0%–75.0%40mover" in text
+    assert "reasoningincompleteonenomeanyet" in text
+    assert page.open == []
+    assert "Groups" not in Page(build(tmp_path / "none", [1, 0])).text
+
+
 def test_what_was_not_right_is_there_to_read_the_worst_first(tmp_path: Path) -> None:
     def change(number: int) -> dict[str, Any]:
         return {

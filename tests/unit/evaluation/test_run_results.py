@@ -105,7 +105,7 @@ def test_where_only_the_harness_knows_the_items_it_has_ended_or_not(tmp_path: Pa
     """A group of NVIDIA's: items have the names of its tasks, and nobody said how many there are."""
     made = part(tmp_path, "a", [sample(0, "a", id="law:10"), sample(0, "a", id="law:9"), sample(0, "a", id="art:1")])
     checked = json.loads((made.path / "checked.json").read_text())
-    checked["tasks"]["t"]["items"] = None
+    checked["tasks"]["t"] |= {"items": None, "dataset": {"name": "t", "sha256": None}}
     (made.path / "checked.json").write_text(json.dumps(checked))
     assert not run_results.assemble(tmp_path / "one", "r", [made], {}).complete
     (made.path / "status.json").write_text(json.dumps({"tasks": {"t": {"scored": True}}}))
@@ -113,3 +113,15 @@ def test_where_only_the_harness_knows_the_items_it_has_ended_or_not(tmp_path: Pa
     (task,) = results.read(tmp_path / "two").tasks
     assert [one.id for one in task.samples] == ["art:1", "law:9", "law:10"]
     assert task.result.items == 3
+
+
+def test_data_that_only_the_harness_reads_are_told_apart_by_their_questions(tmp_path: Path) -> None:
+    def digest(name: str, prompt: str, answer: str = "x") -> str:
+        made = part(tmp_path / name, "a", [sample(0, "a", prompt=prompt, answer=answer)])
+        checked = json.loads((made.path / "checked.json").read_text())
+        checked["tasks"]["t"]["dataset"] = {"name": "t", "sha256": None}
+        (made.path / "checked.json").write_text(json.dumps(checked))
+        run_results.assemble(tmp_path / name / "out", "r", [made], {})
+        return results.read(tmp_path / name / "out").tasks[0].result.dataset.sha256
+
+    assert digest("one", "Why?") == digest("two", "Why?", answer="y") != digest("three", "Who?")

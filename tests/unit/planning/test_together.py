@@ -76,6 +76,19 @@ def test_a_group_is_held_by_a_member_that_failed_or_left_the_play() -> None:
     assert groups.apart(service, "", [], variables) == {"sglang-big": ["b has dropped out"]}
 
 
+def test_a_group_stays_as_it_is_where_a_member_cannot_leave_its_gateways() -> None:
+    service = plan("b", "restart")["services"]
+    known: dict[str, Any] = {**hostvars(a=plan("a", "restart"), b=plan("b", "restart"))}
+    variables = {"inventory_hostname": "b", "ansible_play_hosts": PAIR, "hostvars": known}
+    assert groups.staying(service, variables) == {}, "nobody has gateways to leave"
+    known["a"][groups.LEFT] = {"failed": False, "results": [{"changed": True}]}
+    assert groups.staying(service, variables) == {}
+    known["a"][groups.LEFT] = {"failed": True, "results": [{"changed": True}, {"failed": True, "msg": "it hangs."}]}
+    assert groups.staying(service, variables) == {"sglang-big": ["a failed (it hangs)"]}
+    variables["ansible_play_hosts"] = ["b"]
+    assert groups.staying(service, variables) == {"sglang-big": ["a has dropped out"]}
+
+
 def test_groups_keep_together_where_the_inventory_mixes_them() -> None:
     apart = {"host": "x", "services": [{"name": "sglang-one", "action": "start", "group": ()}]}
     known = hostvars(a=plan("a", "start"), x=apart, b=plan("b", "start"))
