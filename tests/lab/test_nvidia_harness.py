@@ -165,7 +165,7 @@ def test_scores_are_those_of_the_container_run_by_hand(lab: Lab, task: str, imag
     ).split()[0]
     command = (
         "docker run --rm --network host -v /srv/nltk:/nltk:ro -v /hand:/hand -w /hand -e NLTK_DATA=/nltk "
-        f"-e NO_KEY=none -e HF_HUB_OFFLINE=1 -e NEMO_EVALUATOR_TELEMETRY_LEVEL=0 {ref} "
+        f"-e NO_KEY=none -e HF_HUB_OFFLINE=1 -e NEMO_EVALUATOR_TELEMETRY_LEVEL=0 -e ADAPTER_SERVER_THREADS=8 {ref} "
         f"nemo-evaluator run_eval --eval_type {task} "
         "--model_id tiny-llama --model_url http://127.0.0.1:8000/v1/chat/completions --model_type chat "
         f"--api_key_name NO_KEY --output_dir /hand/out-{task} "
