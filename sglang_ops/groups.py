@@ -94,7 +94,9 @@ def staying(services: Iterable[Mapping[str, Any]], task_vars: Mapping[str, Any])
     found = {}
     for service in services:
         others = [name for name in members(service) if name != host]
-        said = [Mate(name, name in playing, _said(hostvars[name].get(LEFT))) for name in others]
+        said = [
+            Mate(name, name in playing, _said(hostvars[name].get(LEFT) if name in playing else {})) for name in others
+        ]
         reasons = list(dict.fromkeys(lost(said, "")))
         if reasons:
             found[str(service["name"])] = reasons

@@ -12,12 +12,12 @@ try:
 except ImportError:  # plain ansible-playbook in a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sglang_ops import groups, registered, rollout
+from sglang_ops import groups, reboots, registered, rollout
 from sglang_ops.planning import together
 
 
 class FilterModule:
-    """What Ansible looks for; the decisions are in sglang_ops/rollout.py."""
+    """What Ansible looks for; the decisions are in sglang_ops/rollout.py and reboots.py."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         found: dict[str, Callable[..., Any]] = {
@@ -32,5 +32,7 @@ class FilterModule:
             "sglang_turns_before": rollout.turns_before,
             "sglang_returning": rollout.returning,
             "sglang_stayed": rollout.stayed,
+            "sglang_rebooting": reboots.rebooting,
+            "sglang_reboots": reboots.batches,
         }
         return registered.cheaply(found)

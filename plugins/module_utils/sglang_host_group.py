@@ -14,14 +14,19 @@ from ansible.module_utils.sglang_host_command import run
 TRANSIENT = "/run/systemd/transient"
 
 
+def shared(names):
+    """Those of the services that other hosts run together with this one, each with its hosts."""
+    gates = [(name, store.read_record(name, store.read_state(name)["release"]).get("gate") or {}) for name in names]
+    return [{"name": name, "group": gate["group"]} for name, gate in gates if gate.get("group")]
+
+
 def cut(names, left_out):
     """Why these services cannot be acted on without the hosts `left_out`, "" where they can."""
-    for name in names:
-        gate = store.read_record(name, store.read_state(name)["release"]).get("gate") or {}
-        missing = [host for host in gate.get("group") or [] if host in left_out]
+    for service in shared(names):
+        missing = [host for host in service["group"] if host in left_out]
         if missing:
             return ("%s runs on %s together, and this run leaves out %s. Name all of them in --limit, or none."
-                    % (name, ", ".join(gate["group"]), ", ".join(missing)))
+                    % (service["name"], ", ".join(service["group"]), ", ".join(missing)))
     return ""
 
 

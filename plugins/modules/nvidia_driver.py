@@ -97,7 +97,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 sglang_ops:
-  description: The driver's version and flavour, whether a reboot is needed and why, services that run.
+  description: The driver's version and flavour, whether a reboot is needed and why, services that run, services
+    that other hosts run together with this one.
   returned: always
   type: dict
 """
@@ -107,6 +108,8 @@ import os
 from ansible.module_utils import sglang_host_driver as driver
 from ansible.module_utils import sglang_host_driver_packages as catalogue
 from ansible.module_utils import sglang_host_driver_work as work
+from ansible.module_utils import sglang_host_group as group
+from ansible.module_utils import sglang_host_state as state
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.sglang_host_packages import PackageError, Packages
 from ansible.module_utils.sglang_host_progress import Progress
@@ -148,6 +151,7 @@ class Run:
             "kind": "driver", "detail": detail, "version": driver.version_of(self.found, self.wanted),
             "flavour": self.wanted.flavour, "reboot": bool(reasons), "reasons": reasons,
             "services": list(self.found.services),
+            "shared": group.shared(state.names()),
         }, **result)
 
     def refuse(self, why):

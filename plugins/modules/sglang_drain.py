@@ -42,7 +42,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 sglang_ops:
-  description: The gateways in front of the host, and what its servers do.
+  description: The servers of the host, and the gateways in front of them.
   returned: always
   type: dict
 """
@@ -112,7 +112,8 @@ def main():
     if refused:
         module.fail_json(msg=refused, exit_hint=7)
     recorded = [entry for record in records.values() for entry in record.get("gateways") or []]
-    report = {"kind": "drain", "gateways": module.params["gateways"] or recorded, "drained": gateways.drained()}
+    report = {"kind": "drain", "gateways": module.params["gateways"] or recorded, "drained": gateways.drained(),
+              "servers": sorted(records)}
     changed = state in ("marked", "unmarked") and (state == "marked") != gateways.drained()
     if changed and not module.check_mode:
         mark(state == "marked")

@@ -24,6 +24,7 @@ def test_no_part_of_a_group_is_acted_on(monkeypatch: pytest.MonkeyPatch) -> None
     }  # fmt: skip
     monkeypatch.setattr(group.store, "read_state", lambda name: {"release": "r"})
     monkeypatch.setattr(group.store, "read_record", lambda name, release: records[name])
+    assert group.shared(list(records)) == [{"name": "sglang-big", "group": ["a", "b"]}]
     assert group.cut(list(records), []) == ""
     assert group.cut(list(records), ["c"]) == ""
     assert group.cut(list(records), ["a"]) == (

@@ -87,6 +87,8 @@ def test_a_group_stays_as_it_is_where_a_member_cannot_leave_its_gateways() -> No
     assert groups.staying(service, variables) == {"sglang-big": ["a failed (it hangs)"]}
     variables["ansible_play_hosts"] = ["b"]
     assert groups.staying(service, variables) == {"sglang-big": ["a has dropped out"]}
+    variables["hostvars"] = {"b": known["b"]}
+    assert groups.staying(service, variables) == {"sglang-big": ["a has dropped out"]}, "no inventory has it any more"
 
 
 def test_groups_keep_together_where_the_inventory_mixes_them() -> None:
