@@ -90,21 +90,31 @@ def test_a_bad_release_touches_one_group_which_goes_back(lab: Lab, fault: str) -
 def test_a_group_whose_first_host_cannot_leave_the_gateway_stays_as_it_is(lab: Lab, tmp_path: Path) -> None:
     key, front = "/var/lib/sglang-ops/services/*-gateway/gateway/control-plane.key", lab.json("status")["gateways"][0]
     fleet, before = Fleet(lab.inventory, tmp_path), processes(lab)
+    wrong = f"for key in {key}; do cp -p $key /run/key; echo wrong > $key; done"
+    right = f"for key in {key}; do cp -p /run/key $key; done"
     with load(lab) as clients:
         deploy = fleet.begin(release(lab, 4), *QUICK)
-        for event in deploy.events():
-            data = event.get("event_data") or {}
-            if event["event"] == "runner_on_start" and data.get("host") == lab.hosts[0] and matrix.in_turn(data):
-                break
-        lab.ssh(f"for key in {key}; do cp -p $key /run/key; echo wrong > $key; done", front["host"])
         try:
-            result = deploy.result()
+            for event in deploy.events():
+                data = event.get("event_data") or {}
+                first = data.get("host") == lab.hosts[0] and matrix.in_turn(data)
+                if event["event"] == "runner_on_start" and first and wrong:
+                    lab.ssh(wrong, front["host"])
+                    wrong = ""
+                if event["event"] == "runner_item_on_failed" and first:
+                    break
         finally:
-            lab.ssh(f"for key in {key}; do cp -p /run/key $key; done", front["host"])
+            lab.ssh(right, front["host"])
+        result = deploy.result()
     assert (result["exit_code"], clients.lost) == (3, []), result
     assert processes(lab) == before
-    told = {host["host"]: host["services"] for host in result["hosts"]}
-    assert "stays" in told[lab.hosts[1]][0]["cause"], told
+    told = {host["host"]: host["failure"] for host in result["hosts"]}
+    for host in lab.hosts[:2]:
+        assert "answers 401" in told[host]["cause"], told
+        assert "sglang-tiny-llama goes on with release" in told[host]["cause"], told
+    assert told[lab.hosts[2]] is None
+    (gateway,) = lab.json("status")["gateways"]
+    assert [row["healthy"] for row in gateway["workers"]] == [True, True]
 
 
 def test_a_member_changed_by_hand_mends_its_group_alone(lab: Lab) -> None:
@@ -127,7 +137,6 @@ def test_drain_takes_a_whole_group_out(lab: Lab) -> None:
         assert sorted(row["healthy"] for row in front["workers"]) == [False, True], front
         assert lab.json(f"undrain {whole}", *named)["ok"]
     assert clients.lost == []
-
 
 
 def test_the_dry_run_counts_no_host_without_a_server(lab: Lab) -> None:
