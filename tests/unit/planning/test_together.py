@@ -73,7 +73,7 @@ def test_a_group_is_held_by_a_member_that_failed_or_left_the_play() -> None:
     assert groups.apart(service, "", ["said"], variables) == {"sglang-big": ["b failed (no space)"]}
     assert groups.apart(service, "", [], variables) == {}
     known["b"] |= {"said": {"failed": False}, groups.BACK: {"failed": True}}
-    assert groups.apart(service, "", ["said"], variables) == {"sglang-big": ["b has dropped out"]}, "with another service"
+    assert groups.apart(service, "", ["said"], variables) == {"sglang-big": ["b has dropped out"]}
     variables["ansible_play_hosts"] = ["a"]
     assert groups.apart(service, "", [], variables) == {"sglang-big": ["b has dropped out"]}
 
