@@ -168,7 +168,9 @@ def interrupted(console: Console, state: RunState, again: str) -> None:
         changes = f"{host.changed} change{'s' if host.changed != 1 else ''} made"
         console.print(f"  {escape(host.name)}: at {escape(host.step or 'connecting')}{escape(detail)}, {changes}")
         for gateway, minutes in sorted(out_of(host.results.get("gateway") or ()).items()):
-            back = f"it comes back by itself within {minutes} minutes once it serves, or" if minutes else "it comes back"
+            back = (
+                f"it comes back by itself within {minutes} minutes once it serves, or" if minutes else "it comes back"
+            )
             text = f"    its server is out of {gateway}: {back} with the next deploy"
             console.print(escape(text), soft_wrap=True)
     following([again], console)
