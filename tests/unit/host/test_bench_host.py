@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils import sglang_host_bench as bench
+
 from tests.unit.modules import module_testing
 
 RECORD: dict[str, Any] = {
