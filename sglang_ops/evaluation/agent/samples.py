@@ -49,14 +49,12 @@ def lines(
 def joined(rows: Iterable[Mapping[str, Any]], answers: Sequence[Answer], host: str) -> Iterator[dict[str, Any]]:
     """What a harness scored, with what the proxy knows of the answers: the lines of samples.jsonl.
 
-    A row's `asked` are bodies of which one was asked, and `text` is the answer as the harness had it.
+    A row's `asked` are bodies of which one was asked, and `text` is the answer as the harness had it. What was asked
+    in other words, which NVIDIA's interceptors can do, is told by its text; else nothing is known of it but the text.
     """
-    known: dict[str, list[Answer]] = defaultdict(list)
-    for answer in answers:
-        known[answer.prompt].append(answer)
-    for row in rows:
-        digests = [prompt_digest(body) for body in row["asked"]]
-        answer = _given(next(known[digest] for digest in digests if known.get(digest)), row["text"])
+    rows = list(rows)
+    found = _given(rows, answers)
+    for row, answer in zip(rows, found, strict=True):
         yield {
             **{name: row[name] for name in ("id", "repeat", "category", "prompt", "expected", "scores", "weights")},
             "host": answer.host or host,
@@ -103,11 +101,34 @@ def asked(text: Any) -> tuple[dict[str, Any], str]:
     return {"messages": messages}, "\n\n".join(f"{one.get('role')}: {one.get('content')}" for one in messages)
 
 
-def _given(answers: list[Answer], text: str) -> Answer:
-    """Of the answers to one prompt, which several items may have, one with this text; each is given once."""
-    chosen = next((answer for answer in answers if (answer.content or "") == text), answers[0])
-    answers.remove(chosen)
-    return chosen
+def _given(rows: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> list[Answer]:
+    """The answer of each row, each given once. One prompt may be several items', so the text decides among them."""
+    by_prompt: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        by_prompt[answer.prompt].append(answer)
+    found: list[Answer | None] = []
+    for row in rows:
+        digests = map(prompt_digest, row["asked"])
+        several = next((by_prompt[digest] for digest in digests if by_prompt.get(digest)), [])
+        chosen = next((answer for answer in several if _text(answer) == row["text"]), several[0] if several else None)
+        if chosen:
+            several.remove(chosen)
+        found.append(chosen)
+    by_text: dict[str, list[Answer]] = defaultdict(list)
+    for answer in (answer for left in by_prompt.values() for answer in left):
+        by_text[_text(answer)].append(answer)
+    return [
+        answer or (by_text[row["text"]].pop(0) if by_text[row["text"]] else _only_text(row["text"]))
+        for row, answer in zip(rows, found, strict=True)
+    ]
+
+
+def _text(answer: Answer) -> str:
+    return answer.content or ""
+
+
+def _only_text(text: str) -> Answer:
+    return Answer(response={"choices": [{"message": {"content": text}}]})
 
 
 def category(doc: Mapping[str, Any]) -> str | None:
