@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .proxy import prompt_digest
@@ -20,8 +21,10 @@ def lines(
     repeat: int,
     answers: Sequence[Answer],
     host: str,
+    without: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """One line per item of a pass of lm_eval: the filters' scores put together, and what the proxy knows."""
+    """One line per item of a pass of lm_eval: the filters' scores put together, and what the proxy knows. The metrics
+    `without` are left out."""
     (entries,) = logged.values()
     filters = {entry["filter"] for entry in entries}
     by_item: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
@@ -40,7 +43,7 @@ def lines(
                 "expected": expected(first["target"]),
                 "asked": [question],
                 "text": str(first["resps"][0][0]),
-                **scored(several, several_filters=len(filters) > 1),
+                **scored(several, several_filters=len(filters) > 1, without=without),
             }
         )
     yield from joined(rows, answers, host)
@@ -75,15 +78,17 @@ def begin(url: str) -> None:
         told.read()
 
 
-def scored(entries: Sequence[Mapping[str, Any]], *, several_filters: bool) -> dict[str, dict[str, float]]:
+def scored(
+    entries: Sequence[Mapping[str, Any]], *, several_filters: bool, without: Collection[str] = ()
+) -> dict[str, dict[str, float]]:
     scores, weights = {}, {}
     for entry in entries:
-        for metric in entry["metrics"]:
+        for metric in (name for name in entry["metrics"] if name not in without):
             value, name = entry[metric], f"{metric},{entry['filter']}" if several_filters else str(metric)
             if isinstance(value, (list, tuple)) and value and all(isinstance(one, (bool, int, float)) for one in value):
                 scores[name], weights[name] = sum(map(float, value)) / len(value), float(len(value))
-            elif isinstance(value, (bool, int, float)) or hasattr(value, "dtype"):
-                scores[name] = float(value)
+            elif (isinstance(value, (bool, int, float)) or hasattr(value, "dtype")) and math.isfinite(value):
+                scores[name] = float(value)  # nan: the harness leaves the item out of the mean
     return {"scores": scores, "weights": weights}
 
 
