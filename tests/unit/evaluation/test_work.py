@@ -160,7 +160,7 @@ def test_what_cannot_be_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UsageError, match="neither chat nor completions"):
         work(tmp_path, {"tasks": [{"name": "ifeval", "endpoint_type": "vlm"}]})
     monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
-    with pytest.raises(UsageError, match="NO_SUCH_TOKEN is not set"):
+    with pytest.raises(UsageError, match="variable NO_SUCH_TOKEN, which is not set"):
         work(tmp_path, {"tasks": [{"name": "ifeval"}], "env_vars": {"HF_TOKEN": "host:NO_SUCH_TOKEN"}})
     with pytest.raises(UsageError, match="cannot be called"):
         run.check_name("No Good")
@@ -214,6 +214,29 @@ def test_secrets_are_read_where_the_operator_is_and_stand_in_no_job(
     made = run.work(file, file.deployment, run="r", base=tmp_path)
     assert "canary" not in str(made.variables())
     assert run.secret_values(file) == {"canary"}
+
+
+def test_every_place_of_the_environment_is_checked_and_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`execution.env_vars.evaluation` and the file's own env_vars reach the harness like evaluation.env_vars."""
+    for name in ("UPPER", "OLDER", "OF_TASK"):
+        monkeypatch.setenv(name, f"canary-{name}")
+    task = {"name": "ifeval", "env_vars": {"THIRD_TOKEN": "host:OF_TASK"}}
+    older = {"env_vars": {"evaluation": {"SECOND_TOKEN": "host:OLDER"}}}
+    section = {"tasks": [task], "env_vars": {"KEPT_TOKEN": "runtime:THEIRS"}}
+    more = {"env_vars": {"FIRST_TOKEN": "host:UPPER"}, "execution": older}
+    hidden = {"canary-UPPER", "canary-OLDER", "canary-OF_TASK"}
+    assert run.secret_values(loaded(tmp_path, section, **more)) == hidden, "the name of a host's variable is no secret"
+    for name in ("UPPER", "OLDER", "OF_TASK"):
+        with monkeypatch.context() as patched:
+            patched.delenv(name)
+            with pytest.raises(UsageError, match=f"variable {name}, which is not set here"):
+                work(tmp_path, section, more=more)
+
+
+def test_a_hosts_variable_for_one_task_is_refused_as_it_would_be_lost(tmp_path: Path) -> None:
+    task = {"name": "gpqa_diamond", "env_vars": {"HF_TOKEN": "runtime:HF_TOKEN"}}
+    with pytest.raises(UsageError, match=r"gpqa_diamond: HF_TOKEN is a variable of the hosts"):
+        work(tmp_path, {"tasks": [task]})
 
 
 def test_the_unit_goes_on_after_a_reboot_and_never_starts_a_run_that_is_over() -> None:
