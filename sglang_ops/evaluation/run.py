@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops.errors import UsageError
-from sglang_ops.evaluation import groups, parameters, tasks
+from sglang_ops.evaluation import data, groups, parameters, tasks
 from sglang_ops.planning.command import Mount, arguments, option
 from sglang_ops.spec import Deployment, DeploymentFile
 from sglang_ops.spec.launcher import Evaluation, Task
 from sglang_ops.spec.model import is_secret
 from sglang_ops.spec.values import EnvValue
 
-MOST_CARRIED = 16 * 1024 * 1024  # bytes of data that travel with a run; more is put on the hosts beforehand
 DEFAULT_DIRECTORY = "results"
 _NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}\Z")
 _SLUG = re.compile(r"^[A-Za-z0-9][\w.-]{0,80}\Z")
@@ -92,7 +91,7 @@ def work(
         images += [] if image in images else [image]
         said += _gated(file, task, known)
         if task.dataset_dir:
-            carried, mount = _data(task, within or known.name, base)
+            carried, mount = data.of_task(task.name, task.dataset_dir, within or known.name, base)
             files |= carried
             mounts += [mount] if mount and mount not in mounts else []
         item = _item(known, task, section, f"evaluation.tasks.{place}", limit)
@@ -103,6 +102,7 @@ def work(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UsageError(f"evaluation.tasks: {twice} is there twice.", fix="Take one of them away.")
+    data.check(files)
     _check_environment(file, [task for task, _ in wanted])
     job = {
         "run": run,
@@ -221,27 +221,6 @@ def _nvidia(known: tasks.Task, endpoint: str, adapter: dict[str, Any] | None) ->
         "data": known.data,
         "adapter_config": adapter,
     }
-
-
-def _data(task: Task, name: str, base: Path) -> tuple[dict[str, Path], Mount | None]:
-    """The files of a task's `dataset_dir`, if it is on this machine; else the mount of the host's directory."""
-    written = str(task.dataset_dir)
-    if written.startswith("/"):
-        return {}, Mount(written, f"/evaluation/data/{name}", read_only=True)
-    directory = base / written
-    if not directory.is_dir():
-        raise UsageError(
-            f"{task.name}: dataset_dir {written} is no directory beside the deployment file ({directory}).",
-            fix="Correct it; an absolute path is one on the hosts.",
-        )
-    found = {f"data/{name}/{path.name}": path for path in sorted(directory.iterdir()) if path.is_file()}
-    size = sum(path.stat().st_size for path in found.values())
-    if size > MOST_CARRIED:
-        raise UsageError(
-            f"{task.name}: dataset_dir {written} has {size / 1e6:.0f} MB; {MOST_CARRIED / 1e6:.0f} MB can go along.",
-            fix="Put it on the hosts and write its absolute path.",
-        )
-    return found, None
 
 
 def _mounts(file: DeploymentFile) -> list[Mount]:

@@ -13,7 +13,7 @@ import yaml
 
 from sglang_ops import spec
 from sglang_ops.errors import UsageError
-from sglang_ops.evaluation import harness, parameters, run, tasks
+from sglang_ops.evaluation import data, harness, parameters, run, tasks
 from sglang_ops.planning.command import Mount
 
 SERVER = {"served_model_name": "tiny", "hf_model_handle": "lab/tiny-llama", "image": "r.example/sglang:v0.5.23"}
@@ -136,20 +136,27 @@ def test_tasks_of_the_harness_are_known_with_their_data() -> None:
 
 
 def test_data_beside_the_file_goes_along_and_data_of_the_host_is_mounted(tmp_path: Path) -> None:
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "test.jsonl").write_text("{}")
+    (tmp_path / "own" / "more").mkdir(parents=True)
+    (tmp_path / "own" / ".git").mkdir()
+    for name in ("test.jsonl", "more/few.jsonl", ".git/config"):
+        (tmp_path / "own" / name).write_text("{}")
     made = work(
         tmp_path, {"tasks": [{"name": "ours", "dataset_dir": "own"}, {"name": "ifeval", "dataset_dir": "/srv/if"}]}
     )
-    assert made.files == {"data/ours/test.jsonl": tmp_path / "own" / "test.jsonl"}
+    names = ("test.jsonl", "more/few.jsonl")
+    assert made.files == {f"data/ours/{name}": tmp_path / "own" / name for name in names}
     assert Mount("/srv/if", "/evaluation/data/ifeval", read_only=True) in made.mounts
     assert made.job["offline"], "no network is needed where all data is local"
     with pytest.raises(UsageError, match="dataset_dir none is no directory"):
         work(tmp_path, {"tasks": [{"name": "ifeval", "dataset_dir": "none"}]})
-    with (tmp_path / "own" / "big.jsonl").open("wb") as big:
-        big.truncate(run.MOST_CARRIED)
-    with pytest.raises(UsageError, match="17 MB can go along"):
-        work(tmp_path, {"tasks": [{"name": "ours", "dataset_dir": "own"}]})
+    (tmp_path / "second").mkdir()
+    for folder in ("own", "second"):
+        with (tmp_path / folder / "big.jsonl").open("wb") as big:
+            big.truncate(data.MOST_CARRIED * 2 // 3)
+    assert work(tmp_path, {"tasks": [{"name": "ours", "dataset_dir": "own"}]}).files
+    both = [{"name": "ours", "dataset_dir": "own"}, {"name": "ifeval", "dataset_dir": "second"}]
+    with pytest.raises(UsageError, match=r"hold 22 MB, most of it .*; 17 MB can go along with a run"):
+        work(tmp_path, {"tasks": both})
 
 
 def test_what_cannot_be_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
