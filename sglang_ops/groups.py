@@ -28,17 +28,24 @@ def members(service: Mapping[str, Any]) -> Sequence[str]:
     return found
 
 
-def units(names: Sequence[str], hostvars: Hostvars) -> list[list[str]]:
-    """`names` as they change: a host alone, or all that serve a model together, in the place of their first one."""
+def joined(names: Sequence[str], mates: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """`names`, each alone or with all that its `mates` lead to, in the place of their first one."""
     of: dict[str, list[str]] = {name: [name] for name in names}
     for name in names:
-        for mate in {mate for service in services_of(hostvars[name]) for mate in members(service)}:
+        for mate in mates.get(name, ()):
             if mate in of and of[mate] is not of[name]:
                 of[name] += of[mate]
                 of.update(dict.fromkeys(of[mate], of[name]))
     place = {name: position for position, name in enumerate(names)}
     first = {id(unit): unit for unit in of.values()}
     return sorted((sorted(unit, key=place.__getitem__) for unit in first.values()), key=lambda unit: place[unit[0]])
+
+
+def units(names: Sequence[str], hostvars: Hostvars) -> list[list[str]]:
+    """`names` as they change: a host alone, or all that serve a model together, in the place of their first one."""
+    return joined(
+        names, {name: [mate for item in services_of(hostvars[name]) for mate in members(item)] for name in names}
+    )
 
 
 def turns(everyone: Sequence[str], changing: Sequence[str], hostvars: Hostvars) -> list[str]:
