@@ -107,7 +107,7 @@ def resume(module):
 def forget(module):
     found = rollouts.unfinished()
     for name in [] if module.check_mode else found:
-        rollouts.finish(name)
+        rollouts.finish(name, undone=True)
     return bool(found), {"unfinished": []}
 
 
@@ -159,7 +159,7 @@ def target(module):
         if problem:
             problems.append(problem)
         elif release != STAY:
-            services.append(_return(name, state, release))
+            services.append(dict(_return(name, state, release), undo=bool(module.params["undo"])))
     if problems:
         module.fail_json(msg=" ".join(problems), exit_hint=7, sglang_ops={"kind": "target", "services": []})
     return False, {"services": services}
@@ -200,9 +200,12 @@ def _before(name, state, undo):
     """The release that ran before these roll-outs, None where none did, STAY where they did not change the service."""
     changes = rollouts.history(name)
     mine = [change for change in changes if change["rollout"] in undo and change["verb"] == "deploy"]
-    if not mine or not changes or changes[-1] is not mine[-1] or state["release"] != mine[-1]["release"]:
+    if not mine:
         return STAY
-    return mine[0]["before"]
+    last, before = changes[-1], mine[0]["before"]
+    if last["verb"] == "rollback" and last["result"] == "begun" and last["release"] == before:
+        return before  # on the way back there, the server did not start or did not serve
+    return before if last is mine[-1] and state["release"] == last["release"] else STAY
 
 
 def missing(name, release, record):

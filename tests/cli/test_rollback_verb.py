@@ -1,0 +1,178 @@
+"""`rollback` and `rollout`: the real playbooks and roles, on hosts that say what a test lets them say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Shell
+
+ROOT = Path(__file__).resolve().parents[2]
+# Stands in for every action of our own that reaches a host: notes who was asked what, and says what the host's
+# variable `said` has for it.
+ACTION = """
+import json
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        what = " ".join(filter(None, [self._task.action, self._task.args.get("do") or self._task.args.get("state")]))
+        said = self._templar.template(task_vars.get("said") or {}).get(what, {})
+        with open(task_vars["calls"], "a") as calls:
+            calls.write(json.dumps([what, task_vars["inventory_hostname"], self._task.args.get("names")]) + "\\n")
+        if said.get("unreachable"):
+            raise AnsibleConnectionFailure("no route to host")
+        return {"changed": False, **said}
+"""
+OWN = ("lock", "rollout", "service", "gate")
+Said = dict[str, dict[str, Any]]
+
+
+class Fleet:
+    """Hosts by name with what each says to `ACTION what`."""
+
+    def __init__(self, shell: Shell, **hosts: Said) -> None:
+        self.shell = shell
+        self._calls = shell.home / "calls"
+        folder = shell.content / "plugins"
+        (folder / "action").mkdir(exist_ok=True)
+        for name in OWN:
+            (folder / "action" / f"sglang_{name}.py").write_text(ACTION)
+            (folder / "modules" / f"sglang_{name}.py").unlink(missing_ok=True)
+        for path, source in (("roles", "roles"), ("plugins/filter", "plugins/filter")):
+            (shell.content / path).symlink_to(ROOT / source)
+        for verb in ("rollback", "rollout"):
+            (shell.content / "playbooks" / f"{verb}.yml").symlink_to(ROOT / "playbooks" / f"{verb}.yml")
+        self.say(**hosts)
+
+    def say(self, **hosts: Said) -> None:
+        common = {"ansible_connection": "local", "ansible_become": False, "calls": str(self._calls)}
+        made = {name: {"said": said} for name, said in hosts.items()}
+        (self.shell.home / "hosts.yml").write_text(yaml.safe_dump({"all": {"vars": common, "hosts": made}}))
+
+    def run(self, verb: str, *words: str) -> int:
+        self._calls.unlink(missing_ok=True)
+        return self.shell.run(*verb.split(), "-i", "hosts.yml", *words)
+
+    def asked(self, what: str) -> list[str]:
+        """The hosts that were asked this in the last run, in the inventory's order."""
+        lines = self._calls.read_text().splitlines() if self._calls.exists() else []
+        return sorted({host for said, host, _ in map(json.loads, lines) if said == what})
+
+
+def looked(release: str, *, waits: bool, history: tuple[dict[str, Any], ...] = (), **record: Any) -> dict[str, Any]:
+    """What a host says of its one service."""
+    open_one = {
+        "service": "sglang-tiny",
+        "id": "r1",
+        "who": "bob@vm",
+        "started": 0,
+        "ref": "i:1",
+        "image": "i@sha256:1",
+    }
+    service = {
+        "name": "sglang-tiny",
+        "release": release,
+        "stable": release,
+        "history": list(history),
+        "rollout": {**open_one, "paused": None, **record} if waits else None,
+    }
+    return {"sglang_ops": {"kind": "rollout", "services": [service]}}
+
+
+DEPLOYED = {"time": 5, "release": "new", "before": "old", "verb": "deploy", "rollout": "r1", "result": "stable"}
+GOES_BACK = {"name": "sglang-tiny", "release": "old", "to": "old", "deployed_release": "new", "action": "restart"}
+FORGOTTEN = {"sglang_rollout forget": {"sglang_ops": {"kind": "rollout", "unfinished": []}}}
+SERVES: Said = {
+    "sglang_service rolled_back": {
+        "changed": True,
+        "sglang_ops": {"kind": "service", "services": [{"name": "sglang-tiny", "release": "old", "action": "restart"}]},
+    },
+    "sglang_gate": {
+        "sglang_ops": {"kind": "gate", "services": [{"name": "sglang-tiny", "ok": True, "release": "old"}]}
+    },
+}
+
+
+def target(*services: dict[str, Any]) -> dict[str, Any]:
+    return {"sglang_ops": {"kind": "target", "services": [{**item, "gate": {}, "gateways": []} for item in services]}}
+
+
+def changed(**said: dict[str, Any]) -> Said:
+    """A host that a roll-out has changed."""
+    look = looked("new", waits=False, history=(DEPLOYED,))
+    return {"sglang_rollout look": look, "sglang_rollout target": target(GOES_BACK), **SERVES, **FORGOTTEN, **said}
+
+
+def waiting(**said: dict[str, Any]) -> Said:
+    """A host that it has not reached."""
+    look = looked("old", waits=True)
+    return {"sglang_rollout look": look, "sglang_rollout target": target(), **FORGOTTEN, **said}
+
+
+UNREACHABLE = {"unreachable": True}
+LOCKED = {"failed": True, "msg": "b is locked by bob@vm", "exit_hint": 5, "sglang_ops": {"kind": "lock"}}
+REFUSED = {
+    "failed": True,
+    "msg": "The image of release old of sglang-tiny is gone from this host.",
+    "exit_hint": 7,
+    "sglang_ops": {"kind": "target", "services": []},
+}
+DOWN = {
+    "failed": True,
+    "msg": "sglang-tiny: the server ended",
+    "sglang_ops": {"kind": "gate", "services": [{"name": "sglang-tiny", "ok": False, "cause": "the server ended"}]},
+}
+
+
+def test_undo_goes_back_and_then_forgets_the_roll_out_everywhere(shell: Shell) -> None:
+    fleet = Fleet(shell, a=changed(), b=waiting())
+    assert fleet.run("rollout undo") == 0, shell.err
+    assert fleet.asked("sglang_service rolled_back") == ["a"]
+    assert fleet.asked("sglang_rollout forget") == ["a", "b"]
+    assert "on record" not in shell.err
+
+
+@pytest.mark.parametrize(
+    ("canary", "other", "code", "went_back"),
+    [
+        ({"sglang_rollout target": REFUSED}, {}, 7, []),
+        ({"sglang_gate": DOWN}, {}, 4, ["a"]),
+        ({"sglang_rollout target": UNREACHABLE}, {}, 6, []),
+        ({"sglang_lock": UNREACHABLE}, {}, 6, []),
+        ({}, {"sglang_rollout target": UNREACHABLE}, 6, ["a"]),
+        ({}, {"sglang_lock": LOCKED}, 5, []),
+        ({"sglang_rollout target": target()}, {"sglang_lock": LOCKED}, 5, []),  # nothing has changed yet
+    ],
+)
+def test_undo_that_did_not_reach_every_host_forgets_nothing(
+    canary: Said, other: Said, code: int, went_back: list[str], shell: Shell
+) -> None:
+    fleet = Fleet(shell, a=changed(**canary), b=waiting(**other), c=waiting())
+    assert fleet.run("rollout undo") == code, shell.err
+    assert fleet.asked("sglang_service rolled_back") == went_back
+    assert fleet.asked("sglang_rollout forget") == []
+    assert ("keep the roll-out on record" in shell.err) is (code != 5)
+    assert "Nothing to take back" not in shell.err
+
+
+def test_undo_stops_at_the_first_batch_that_fails_and_forgets_nothing(shell: Shell) -> None:
+    fleet = Fleet(shell, a=changed(sglang_gate=DOWN), b=changed(), c=waiting())
+    assert fleet.run("rollout undo", "--batch", "1") == 4
+    assert fleet.asked("sglang_service rolled_back") == ["a"]
+    assert fleet.asked("sglang_rollout forget") == []
+
+
+def test_rollback_locks_before_it_chooses_and_forgets_no_roll_out(shell: Shell) -> None:
+    fleet = Fleet(shell, a=changed(), b=changed(sglang_lock=LOCKED))
+    assert fleet.run("rollback") == 5
+    assert fleet.asked("sglang_rollout target") == []
+    fleet.say(a=changed(), b=changed())
+    assert fleet.run("rollback") == 0, shell.err
+    assert fleet.asked("sglang_service rolled_back") == ["a", "b"]
+    assert fleet.asked("sglang_rollout forget") == []
