@@ -11,6 +11,7 @@ from sglang_ops.registered import RESULT, plan_of
 
 Hostvars = Mapping[str, Mapping[str, Any]]
 
+BACK = "__sglang_server_back"  # what the role sglang_server registers where a change failed, last of all
 LEFT = "sglang_gateway_left"  # what roles/sglang_gateway/tasks/leave.yml registers
 
 
@@ -27,17 +28,24 @@ def members(service: Mapping[str, Any]) -> Sequence[str]:
     return found
 
 
-def units(names: Sequence[str], hostvars: Hostvars) -> list[list[str]]:
-    """`names` as they change: a host alone, or all that serve a model together, in the place of their first one."""
+def joined(names: Sequence[str], mates: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """`names`, each alone or with all that its `mates` lead to, in the place of their first one."""
     of: dict[str, list[str]] = {name: [name] for name in names}
     for name in names:
-        for mate in {mate for service in services_of(hostvars[name]) for mate in members(service)}:
+        for mate in mates.get(name, ()):
             if mate in of and of[mate] is not of[name]:
                 of[name] += of[mate]
                 of.update(dict.fromkeys(of[mate], of[name]))
     place = {name: position for position, name in enumerate(names)}
     first = {id(unit): unit for unit in of.values()}
     return sorted((sorted(unit, key=place.__getitem__) for unit in first.values()), key=lambda unit: place[unit[0]])
+
+
+def units(names: Sequence[str], hostvars: Hostvars) -> list[list[str]]:
+    """`names` as they change: a host alone, or all that serve a model together, in the place of their first one."""
+    return joined(
+        names, {name: [mate for item in services_of(hostvars[name]) for mate in members(item)] for name in names}
+    )
 
 
 def turns(everyone: Sequence[str], changing: Sequence[str], hostvars: Hostvars) -> list[str]:
@@ -66,12 +74,12 @@ def apart(
     `registers` are the variables that hold what each said at the step, `phase` what its report must say of itself.
     """
     host, hostvars = str(task_vars["inventory_hostname"]), task_vars["hostvars"]
-    playing = set(map(str, task_vars["ansible_play_hosts"]))
+    playing = _playing(task_vars)
     found = {}
     for service in services:
         others = [name for name in members(service) if name != host]
         mates = [
-            Mate(name, name in playing, (hostvars[name].get(register) or {}) if name in playing else {})
+            Mate(name, name in playing, hostvars[name].get(register) or {})
             for name in others
             for register in registers or ("",)
         ]
@@ -89,7 +97,7 @@ def staying(services: Iterable[Mapping[str, Any]], task_vars: Mapping[str, Any])
     Of a group, only the host that is asked has gateways to leave: the others have nothing to say here.
     """
     host, hostvars = str(task_vars["inventory_hostname"]), task_vars["hostvars"]
-    playing = set(map(str, task_vars["ansible_play_hosts"]))
+    playing = _playing(task_vars)
     found = {}
     for service in services:
         others = [name for name in members(service) if name != host]
@@ -98,6 +106,11 @@ def staying(services: Iterable[Mapping[str, Any]], task_vars: Mapping[str, Any])
         if reasons:
             found[str(service["name"])] = reasons
     return found
+
+
+def _playing(task_vars: Mapping[str, Any]) -> set[str]:
+    """The hosts that still change. One that has failed stays in the play, so that others may go on without it."""
+    return {str(name) for name in task_vars["ansible_play_hosts"] if BACK not in task_vars["hostvars"][name]}
 
 
 def _said(looped: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -280,12 +280,14 @@ class Keeper:
         while True:
             if await grip.lost():
                 return self._stop(grip.host, "it was released by hand")
-            answer: Answer = {}
+            first, answer = grip.held or {}, {}
             while "held" not in answer:
                 await asyncio.sleep(REGAIN_SECONDS)
                 answer = await grip.take(lambda _: None)
                 if "busy" in answer:
                     return self._stop(grip.host, f"{answer['busy'].get('who')} has it now")
+            if not undisturbed(first, answer):
+                return self._stop(grip.host, "somebody else has had it meanwhile")
 
     def _stop(self, host: str, why: str) -> None:
         progress = os.environ.get("SGLANG_OPS_PROGRESS")
@@ -294,6 +296,15 @@ class Keeper:
                 stream.write(json.dumps({"host": host, "step": "lock", "lost": why}) + "\n")
         if processes.lives(self._owner, self._birth):
             os.kill(self._owner, signal.SIGINT)
+
+
+def undisturbed(first: Answer, again: Answer) -> bool:
+    """Whether nobody has had a lock between two grips of one run; both say `before`, BOOT:COUNT as they found it.
+
+    The count of a host begins anew when it boots.
+    """
+    (boot, _, _), (now, _, count) = (str(answer.get("before")).rpartition(":") for answer in (first, again))
+    return count == (str((first.get("held") or {}).get("count")) if now == boot else "0")
 
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -5,13 +5,14 @@ Each ``from_run`` is a pure function of the events of a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sglang_ops.drift import Drift, drift
 from sglang_ops.errors import ExitCode
 from sglang_ops.events import Failure, HostState, RunState
+from sglang_ops.groups import members
 from sglang_ops.handed import brought, foreseen
 from sglang_ops.rolled import Rolled
 
@@ -47,7 +48,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Host:
-    """What a run did on one host."""
+    """What a run did on one host; `group` are the hosts that serve something together with it, itself included."""
 
     host: str
     changed: int
@@ -56,6 +57,7 @@ class Host:
     services: tuple[Service, ...] = ()
     failure: Failure | None = None
     kernels: tuple[Mapping[str, Any], ...] = ()
+    group: tuple[str, ...] = ()
 
     @property
     def release(self) -> str | None:
@@ -67,7 +69,7 @@ class Host:
         services = tuple(_services(state, check=check))
         return cls(
             state.name, state.changed, state.executions, round(state.seconds, 2), services, state.failure,
-            brought(state),
+            brought(state), tuple(dict.fromkeys(mate for item in _planned(state) for mate in members(item))),
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
@@ -227,31 +229,16 @@ class Status:
         }
 
 
-@dataclass(frozen=True)
-class LogLine:
-    """One line of a service's log; `time` is ISO 8601 with its offset."""
-
-    host: str
-    service: str
-    time: str
-    text: str
-
-
-def log_lines(state: RunState) -> tuple[LogLine, ...]:
-    """The lines of every host, in the order in which they were written."""
-    found = [
-        LogLine(host.name, str(line["service"]), str(line["time"]), str(line["text"]))
-        for host in state.hosts.values()
-        for line in host.result("logs").get("lines") or []
-    ]
-    return tuple(sorted(found, key=lambda line: line.time))
+def _planned(host: HostState) -> Sequence[Mapping[str, Any]]:
+    planned = host.result("plan").get("plan") or host.result("target")
+    services: Sequence[Mapping[str, Any]] = planned.get("services") or ()
+    return services
 
 
 def _services(host: HostState, *, check: bool) -> Iterator[Service]:
     """What is planned, overlaid with what was done and with what the gate saw."""
     merged: dict[str, dict[str, Any]] = {}
-    planned = host.result("plan").get("plan") or host.result("target")
-    for service in planned.get("services") or []:
+    for service in _planned(host):
         begun = check or service.get("action") in UNTOUCHED
         waits = {"action": "pending", "release": service.get("deployed_release")}
         merged[service["name"]] = {**service, **({} if begun else waits)}

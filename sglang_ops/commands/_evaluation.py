@@ -251,8 +251,10 @@ class Session:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))
         for host, one in found.items():
-            if one["state"] in ("failed", "stalled", "replaced"):
-                err.print(f"{host}: the run has {one['state']}: {one.get('why') or 'see its log'}", soft_wrap=True)
+            if one["state"] in ("failed", "stalled", "replaced", "refused"):
+                was = "was" if one["state"] in ("replaced", "refused") else "has"
+                why = one.get("why") or " ".join(one.get("problems") or []) or "see its log"
+                err.print(f"{host}: the run {was} {one['state']}: {why}", soft_wrap=True, markup=False)
         if not self.json:
             self._advise(run, states, folders)
         return code
@@ -263,7 +265,7 @@ class Session:
             err.print(f"Results: {', '.join(map(str, folders))}", soft_wrap=True)
         if states & {"running", "starting", "checking"}:
             _views.following([self._command("wait", run), self._command("status", run)], err)
-        elif states & {"failed", "stalled", "cancelled"}:
+        elif states & {"failed", "stalled", "cancelled", "refused"}:
             _views.following([self._command("resume", run), self._command("logs", run)], err)
 
     def _command(self, verb: str, run: str) -> str:

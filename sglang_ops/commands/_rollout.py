@@ -13,12 +13,13 @@ from rich.text import Text
 from sglang_ops import identity, rollouts
 from sglang_ops.commands import _common, _views
 from sglang_ops.errors import ExitCode
+from sglang_ops.groups import joined
 from sglang_ops.runs import RunFolder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sglang_ops.result import Deployed
+    from sglang_ops.result import Deployed, Host
 
 
 def play(do: str, target: _common.Target, folder: RunFolder, *, quiet: bool = True) -> _common.Played:
@@ -87,10 +88,10 @@ def summary(console: Console, result: Deployed, target: _common.Target, again: s
         since = rollouts.moment(mark.get("since"))
         console.print(f"Paused by {mark['who']} since {since}: {escape(str(mark['why']))}.", soft_wrap=True)
         _views.following([target.command(f"rollout {word}") for word in ("resume", "undo", "status")], console)
-    repairs = [command for host in result.hosts for command in _repair(host, target, again)]
+    repairs = [command for hosts in _needing(result) for command in _repair(hosts, result, target, again)]
     if repairs:
         console.print("\nOnce you know the cause, put right by:")
-        for command in repairs:
+        for command in dict.fromkeys(repairs):
             console.print(f"  {escape(command)}", soft_wrap=True)
 
 
@@ -103,13 +104,42 @@ def _limited(console: Console, result: Deployed, target: _common.Target) -> None
     _views.following([replace(target, limit=None).command("rollout status")], console)
 
 
-def _repair(host: Any, target: _common.Target, again: str) -> list[str]:
-    """The commands that mend a host which nobody put right: look, go back, or try again once the cause is gone."""
-    if not host.failure or host.failure.exit_code is not ExitCode.NEEDS_HANDS:
-        return []
-    only = ("--limit", host.host)
-    if host.failure.step == "gateway":  # it serves, but no gateway sends it anything
-        return [target.command("status"), target.command("undrain", host.host)]
-    mending = [target.command("logs", *only, "-n", "200"), target.command("rollback", *only)]
-    once_more = again.replace("sglang-ops rollout resume ", "sglang-ops deploy ", 1)
-    return [*mending, f"{once_more} {shlex.join(only)}"] if once_more.startswith("sglang-ops deploy ") else mending
+def _needing(result: Deployed) -> list[list[str]]:
+    """The hosts that nobody put right, each with those that serve something together with it."""
+    parts = joined([host.host for host in result.hosts], {host.host: host.group for host in result.hosts})
+    failed = {host.host for host in result.hosts if _needs_hands(host)}
+    return [part for part in parts if failed.intersection(part)]
+
+
+def _needs_hands(host: Host) -> bool:
+    return host.failure is not None and host.failure.exit_code is ExitCode.NEEDS_HANDS
+
+
+def _repair(hosts: Sequence[str], result: Deployed, target: _common.Target, again: str) -> list[str]:
+    """The commands that mend hosts which change together: look, go back, or try again once the cause is gone."""
+    whole, named = replace(target, limit=None), ",".join(hosts)
+    words, _ = _without(shlex.split(again), "--limit", "-l")
+    steps = {host.failure.step for host in result.hosts if host.host in hosts and host.failure and _needs_hands(host)}
+    if steps == {"gateway"}:  # it serves, but no gateway sends it anything
+        files = [word for file in _without(words, "--config", "-c")[1] for word in ("-c", file)]
+        return [whole.command("status"), whole.command("undrain", named, *files)]
+    only = ("--limit", named)
+    mending = [whole.command("logs", *only, "-n", "200"), whole.command("rollback", *only)]
+    once_more = ["deploy", *words[3:]] if words[1:3] == ["rollout", "resume"] else words[1:]
+    return [*mending, shlex.join(["sglang-ops", *once_more, *only])] if once_more[0] == "deploy" else mending
+
+
+def _without(words: Sequence[str], long: str, short: str) -> tuple[list[str], list[str]]:
+    """A command line without an option that takes a value, and the values that it had."""
+    rest, values, left = [], [], list(words)
+    while left:
+        word = left.pop(0)
+        if word in (long, short) and left:
+            values.append(left.pop(0))
+        elif word.startswith(f"{long}="):
+            values.append(word.partition("=")[2])
+        elif word.startswith(short) and not word.startswith("--") and len(word) > len(short):
+            values.append(word[len(short) :])
+        else:
+            rest.append(word)
+    return rest, values

@@ -14,7 +14,7 @@ import typer
 from sglang_ops.commands import _common, _options, _views
 from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode
-from sglang_ops.result import log_lines
+from sglang_ops.logged import log_lines
 
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on printing new lines until Ctrl-C.")]
 Since = Annotated[

@@ -151,9 +151,11 @@ def remove(run: str) -> None:
 def live(run: str, told: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """Run until the run has ended; `told` gets its status now and then. KeyboardInterrupt leaves it to be resumed.
 
-    Raises PreflightError with what was refused, and nothing is left of such a run.
+    Raises PreflightError with what was refused. Nothing is left of a run that had not begun, everything of one that
+    was to go on.
     """
     base = directory(run)
+    goes_on = (base / "again").exists()
     job = json.loads((base / "job.json").read_text())
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if job["offline"] else {}
     command = [python(), str(base / "agent.pyz"), str(base)]
@@ -177,8 +179,10 @@ def live(run: str, told: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
             break
     now = status(run)
     if now["state"] == "refused":
-        remove(run)
-        raise PreflightError(" ".join(now["problems"]), fix="Nothing was asked.")
+        if not goes_on:
+            remove(run)
+        kept = f"Every answer is kept: `sglang-ops evaluate resume {run}` goes on."
+        raise PreflightError(" ".join(now["problems"]), fix=kept if goes_on else "Nothing was asked.")
     return now if now["state"] in ("done", "stalled", "stopped") else {**now, "state": "failed"}
 
 

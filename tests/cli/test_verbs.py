@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import DEPLOYMENT, Shell, task
+from conftest import DEPLOYMENT, MODULE, Shell, task
 
 GOOD_GATE = {
     "name": "sglang-tiny",
@@ -50,7 +50,7 @@ def test_deploy_reports_each_host_in_the_agreed_form(first_deploy: Shell) -> Non
     found = first_deploy.json("deploy", "-i", "hosts.yml")
     assert (found["ok"], found["exit_code"], first_deploy.code) == (True, 0, 0)
     host = found["hosts"][0]
-    assert set(host) == {"host", "changed", "module_executions", "seconds", "services", "release", "kernels"}
+    assert set(host) == {"host", "changed", "module_executions", "seconds", "services", "release", "kernels", "group"}
     assert (host["changed"], host["module_executions"]) == (1, 3)
     assert host["seconds"] > 0
     service = host["services"][0]
@@ -158,6 +158,50 @@ def test_a_failed_gate_shows_cause_log_and_what_to_type(shell: Shell, plan: Call
     assert "line 29" in shell.err
     assert f"Full log: {shell.last_run() / 'ansible.log'}" in shell.err
     assert "sglang-ops logs -i hosts.yml --limit one -n 200" in shell.err
+
+
+def repairs(shell: Shell) -> list[str]:
+    return [line.strip() for line in shell.err.partition("put right by:")[2].splitlines() if "sglang-ops" in line]
+
+
+def test_hosts_that_serve_together_are_put_right_together_whatever_limit_was_given(
+    shell: Shell, plan: Callable[..., dict[str, Any]]
+) -> None:
+    shell.inventory("n1", "n2", "x")
+    told = plan(action="restart")
+    told["sglang_ops"]["plan"]["services"][0]["group"] = ["n1", "n2"]
+    alone = task("sglang_plan", plan(action="restart"), when="inventory_hostname == 'x'")
+    together = task("sglang_plan", told, when="inventory_hostname != 'x'")
+    shell.playbook("deploy", alone, together, gate(BAD_GATE, failed=True, msg="it does not serve."))
+    assert shell.run("deploy", "-i", "hosts.yml", "-c", "deployment.yaml", "--limit", "n1,n2,x") == 4
+    assert repairs(shell) == [
+        "sglang-ops logs -i hosts.yml --limit n1,n2 -n 200",
+        "sglang-ops rollback -i hosts.yml --limit n1,n2",
+        "sglang-ops deploy -i hosts.yml -c deployment.yaml --limit n1,n2",
+        "sglang-ops logs -i hosts.yml --limit x -n 200",
+        "sglang-ops rollback -i hosts.yml --limit x",
+        "sglang-ops deploy -i hosts.yml -c deployment.yaml --limit x",
+    ]
+    assert shell.json("deploy", "-i", "hosts.yml", "--limit", "n1,n2")["hosts"][0]["group"] == ["n1", "n2"]
+
+
+def test_who_is_behind_no_gateway_is_undrained_with_all_that_serve_together(
+    shell: Shell, plan: Callable[..., dict[str, Any]]
+) -> None:
+    shell.inventory("n1", "n2")
+    told = plan(action="restart")
+    told["sglang_ops"]["plan"]["services"][0]["group"] = ["n1", "n2"]
+    own = {"kind": "gateway", "workers": []}
+    failing = {"msg": "it does not list http://n1", "exit_hint": 4, "failed": True, "sglang_ops": own}
+    (shell.content / "plugins/modules/sglang_gateway.py").write_text(MODULE)
+    shell.playbook(
+        "deploy", task("sglang_plan", told), task("sglang_gateway", failing, when="inventory_hostname == 'n1'")
+    )
+    assert shell.run("deploy", "-i", "hosts.yml", "-cdeployment.yaml", "-l", "all") == 4
+    assert repairs(shell) == [
+        "sglang-ops status -i hosts.yml",
+        "sglang-ops undrain -i hosts.yml n1,n2 -c deployment.yaml",
+    ]
 
 
 def test_a_roll_back_has_its_own_exit_code_and_names_what_serves(

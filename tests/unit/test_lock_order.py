@@ -103,3 +103,12 @@ def test_a_host_that_never_asks_is_passed_over(monkeypatch: pytest.MonkeyPatch) 
         return await asyncio.wait_for(turns.mine("c"), 5)
 
     assert asyncio.run(last_alone())
+
+
+@pytest.mark.parametrize(
+    ("before", "alone"),
+    [("boot1:3", True), ("boot1:4", False), ("boot2:0", True), ("boot2:1", False), ("boot2:3", False)],
+)
+def test_a_lock_that_somebody_had_in_between_is_not_taken_back(before: str, alone: bool) -> None:
+    first = {"held": {"who": "me", "count": 3}, "before": "boot1:2"}
+    assert keeper.undisturbed(first, {"held": {"who": "me"}, "before": before}) is alone

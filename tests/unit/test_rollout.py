@@ -73,6 +73,11 @@ def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
     assert not rollout.stops_for(names, names, hostvars("restart", names))
     assert rollout.stops_for(names, names[1:], hostvars("restart", names, ("h0",), max_failures=3))
     assert not rollout.stops_for(names, names[1:], hostvars("restart", names, ("h0", "h1", "h2"), max_failures=1))
+    failed = hostvars("restart", names, ("h0", "h1"), max_failures=1)
+    failed["h1"][rollout.FAILED] = "it crashed"
+    assert not rollout.stops_for(names, names, failed), "one may fail, though it was all of its batch"
+    failed["h0"][rollout.FAILED] = "it crashed"
+    assert rollout.stops_for(names, names, failed)
     assert rollout.turns_before(names, names[:1], hostvars("restart", names, ("h0",))) == 0
     assert rollout.turns_before(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2"))) == 1
 

@@ -88,3 +88,38 @@ def test_execution_local_may_be_a_word(tmp_path: Path, written: Any) -> None:
     assert loaded(tmp_path, {}, execution=written).execution.on_controller
     assert not loaded(tmp_path, {}, execution={"output_dir": "x"}).execution.on_controller
     assert not loaded(tmp_path, {}, defaults=[{"execution": "local"}]).execution.on_controller
+
+
+def test_what_is_refused_is_gone_only_where_nothing_had_been_asked(state: Path, monkeypatch: Any) -> None:
+    base = on_controller.directory("r")
+
+    class Program:
+        """Ends at once, refused."""
+
+        returncode = 7
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            status = {"state": "refused", "problems": ["t: no hub."]}
+            (base / "status.json").write_text(json.dumps(status))
+
+        def poll(self) -> int:
+            return 7
+
+        def __enter__(self) -> Program:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(on_controller.subprocess, "Popen", Program)
+    base.mkdir(parents=True)
+    (base / "job.json").write_text(json.dumps({"offline": True}))
+    (base / "answers.sqlite").write_text("500 answers")
+    on_controller.again("r")
+    with pytest.raises(PreflightError, match="no hub") as refused:
+        on_controller.live("r", lambda _: None)
+    assert "evaluate resume r" in str(refused.value.fix)
+    assert (base / "answers.sqlite").exists()
+    (base / "again").unlink()
+    with pytest.raises(PreflightError, match="no hub"):
+        on_controller.live("r", lambda _: None)
+    assert not base.exists()
