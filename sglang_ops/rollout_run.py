@@ -134,10 +134,10 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a roll-out that a command line gave, without those that it did not. Raises PreflightError."""
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        Rollout.model_validate(given)
+        made = Rollout.model_validate(given)
     except ValidationError as error:
         raise PreflightError(*told(error, "--{}"), fix=fix_of(error)) from None
-    return given
+    return {name: getattr(made, name) for name in given}
 
 
 def told(error: ValidationError, how: str) -> tuple[str]:

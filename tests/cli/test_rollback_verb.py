@@ -128,6 +128,12 @@ DOWN = {
     "msg": "sglang-tiny: the server ended",
     "sglang_ops": {"kind": "gate", "services": [{"name": "sglang-tiny", "ok": False, "cause": "the server ended"}]},
 }
+NO_START = {
+    "failed": True,
+    "changed": True,
+    "msg": "systemctl start sglang-tiny.service failed: exit code 1",
+    "sglang_ops": {"kind": "service", "services": [{"name": "sglang-tiny", "ok": False, "log": ["a line"]}], "log": []},
+}
 
 
 def test_undo_goes_back_and_then_forgets_the_roll_out_everywhere(shell: Shell) -> None:
@@ -143,6 +149,7 @@ def test_undo_goes_back_and_then_forgets_the_roll_out_everywhere(shell: Shell) -
     [
         ({"sglang_rollout target": REFUSED}, {}, 7, []),
         ({"sglang_gate": DOWN}, {}, 4, ["a"]),
+        ({"sglang_service rolled_back": NO_START}, {}, 4, ["a"]),
         ({"sglang_rollout target": UNREACHABLE}, {}, 6, []),
         ({"sglang_lock": UNREACHABLE}, {}, 6, []),
         ({}, {"sglang_rollout target": UNREACHABLE}, 6, ["a"]),
@@ -176,3 +183,63 @@ def test_rollback_locks_before_it_chooses_and_forgets_no_roll_out(shell: Shell) 
     assert fleet.run("rollback") == 0, shell.err
     assert fleet.asked("sglang_service rolled_back") == ["a", "b"]
     assert fleet.asked("sglang_rollout forget") == []
+
+
+GONE: Said = {f"sglang_rollout {do}": UNREACHABLE for do in ("look", "pause", "resume")}
+
+
+def test_status_names_the_hosts_that_cannot_be_asked(shell: Shell) -> None:
+    fleet = Fleet(shell, a=changed(), b=GONE)
+    assert fleet.run("rollout status") == 6
+    assert "No roll-out is unfinished on the hosts that answered." in shell.err
+    assert "b could not be reached" in shell.err
+    fleet.say(a=changed(), b=GONE, c=waiting())
+    found = json.loads(shell.out) if fleet.run("rollout status", "--output", "json") == 6 else {}
+    assert [failure["host"] for failure in found["failures"]] == ["b"]
+    assert (found["ok"], found["rollouts"][0]["waiting"]) == (False, ["c"])
+    assert fleet.run("history", "--releases") == 6
+    assert "b could not be reached" in shell.err
+
+
+def test_pause_says_whom_it_told(shell: Shell) -> None:
+    paused = {"sglang_rollout pause": {"sglang_ops": {"kind": "rollout", "unfinished": [{"service": "sglang-tiny"}]}}}
+    none = {"sglang_rollout pause": {"sglang_ops": {"kind": "rollout", "unfinished": []}}}
+    fleet = Fleet(shell, a=none, b=paused, c=GONE)
+    assert fleet.run("rollout pause") == 6
+    assert "Paused. Not changed yet, or changing now: b. Not told: c." in shell.out
+    assert "c could not be reached" in shell.err
+    fleet.say(a=none, c=GONE)
+    assert fleet.run("rollout pause") == 6
+    assert "Nothing was paused: no roll-out is unfinished on the hosts that answered. Not told: c." in shell.out
+    assert "Next: sglang-ops rollout resume" not in shell.err
+    fleet.say(a=none)
+    assert fleet.run("rollout pause") == 7
+
+
+@pytest.mark.parametrize("verb", ["undo", "resume"])
+def test_that_no_roll_out_is_unfinished_is_said_only_where_all_hosts_say_so(verb: str, shell: Shell) -> None:
+    fleet = Fleet(shell, a=changed(), b=GONE)
+    assert fleet.run(f"rollout {verb}", "--output", "json") == 6
+    assert json.loads(shell.out)["failures"][0]["host"] == "b"
+    assert fleet.asked("sglang_rollout target") == fleet.asked("sglang_rollout resume") == []
+    fleet.say(a=changed())
+    assert fleet.run(f"rollout {verb}") == 7
+    assert "No roll-out is unfinished on these hosts." in shell.err
+
+
+def test_a_batch_that_is_none_is_refused_before_a_host_is_asked(shell: Shell) -> None:
+    fleet = Fleet(shell, a=changed(), b=waiting())
+    for verb in ("rollback", "rollout undo"):
+        assert fleet.run(verb, "--batch", "0") == 7
+        assert "--batch: 0 is no number of hosts." in shell.err
+        assert fleet.asked("sglang_rollout look") == []
+
+
+def test_a_server_that_does_not_start_after_going_back_needs_hands(shell: Shell) -> None:
+    fleet = Fleet(shell, a=changed(**{"sglang_service rolled_back": NO_START}), b=changed())
+    assert fleet.run("rollback", "--batch", "1") == 4
+    assert "a failed at rollback:\n  systemctl start sglang-tiny.service failed: exit code 1" in shell.err
+    assert "a line" in shell.err
+    assert "Once you know the cause, put right by:" in shell.err
+    assert "  sglang-ops rollback -i hosts.yml --limit a\n" in shell.err
+    assert fleet.asked("sglang_service rolled_back") == ["a"]

@@ -15,6 +15,9 @@ from module_testing import load, run
 rollouts: Any = importlib.import_module("ansible.module_utils.sglang_host_rollout")
 store: Any = importlib.import_module("ansible.module_utils.sglang_host_state")
 module: Any = load("sglang_rollout")
+units: Any = importlib.import_module("ansible.module_utils.sglang_host_units")
+evaluating: Any = importlib.import_module("ansible.module_utils.sglang_host_evaluating")
+service: Any = load("sglang_service")
 NAME = "sglang-m"
 IMAGE = "registry.example/sglang@sha256:" + "1" * 64
 
@@ -119,3 +122,18 @@ def test_what_is_taken_back_is_on_record_until_all_hosts_are_back() -> None:
     rollouts.write(NAME, rollouts.taken_up(rollouts.read(NAME), {"id": "r2", "image": "i", "file": {}}))
     rollouts.finish(NAME)  # deployed after all
     assert rollouts.unfinished() == {}
+
+
+def test_a_server_that_does_not_start_on_the_way_back_is_told_as_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deployed("old", "new")
+    monkeypatch.setattr(store, "UNITS", str(tmp_path))
+    monkeypatch.setattr(evaluating, "replaced", lambda _releases: None)
+    monkeypatch.setattr(units.systemd, "show", lambda _names: {})
+    monkeypatch.setattr(units.systemd, "journal", lambda *_: ["the end of its log"])
+    monkeypatch.setattr(units.systemd, "systemctl", lambda verb, *_, **__: "no" if verb == "start" else "")
+    left = run(service, state="rolled_back", services=[{"name": NAME, "to": "old"}])
+    assert left.failed
+    assert left.result["sglang_ops"]["services"] == [{"name": NAME, "ok": False, "log": ["the end of its log"]}]
+    assert (rollouts.newest(NAME)["release"], store.read_state(NAME)["release"]) == ("old", "new")
