@@ -25,7 +25,10 @@ ROOT = "/var/lib/sglang-ops/evaluations"
 LEAST_BYTES = 200 * 1000 * 1000  # answers and data of a run
 MOST_AT_ONCE = 64  # requests, where the file does not say how many: more only wait in the server's queue
 ENDED = ("done", "refused", "stalled", "replaced", "failed", "stopped", "cancelled")
-THERE = "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; --name gives a new one another name."
+THERE = (
+    "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
+    "--name gives a new one another name."
+)
 BESIDE = ("models", "images")  # verbs that change a host, but no service
 
 

@@ -1,4 +1,4 @@
-"""An evaluation's directory on a host as a whole: how it comes to be, and how it is packed. Python 3.8, standard library.
+"""An evaluation's directory on a host as a whole: how it comes to be, how it is packed. Python 3.8, standard library.
 
 <root>/.<run>.<token>/            a run that is being written; it gets its name once it is whole
 <root>/<run>/results.<id>.tar.gz  what it has brought, packed; other content has another name
