@@ -124,15 +124,15 @@ def same_releases(job):
         if now != began:
             raise Refused(
                 "the run began with release %s of %s, and now %s is deployed: two models are not scored as one. "
-                "Begin a new run, or go back with `sglang-ops rollback --to %s`."
-                % (began, name, now or "none", began)
+                "Begin a new run, or go back with `sglang-ops rollback --to %s`." % (began, name, now or "none", began)
             )
 
 
 def services(job):
     """Release records of the job's deployment here: the service of its name, else its replicas; `only` names some.
 
-    Replicas serve the same model name; a deployment that merely ends in a number does not.
+    Replicas serve the same model name; a deployment that merely ends in a number does not. Of hosts that serve a model
+    together only the first (rank 0) answers requests.
     """
     deployment, served, only = job["deployment"], job["model"], job.get("only")
     replica = re.compile(r"%s-\d+\Z" % re.escape(deployment))
@@ -140,7 +140,8 @@ def services(job):
     names = [deployment] if deployment in known else [name for name in known if replica.match(name)]
     names = [name for name in names if not only or name in only]
     records = [store.read_record(name, store.read_state(name)["release"]) for name in names]
-    return [one for one in records if one.get("gate") and one["gate"]["served_model_name"] == served]
+    gates = [(one, one.get("gate") or {}) for one in records]
+    return [one for one, gate in gates if gate.get("served_model_name") == served and not gate.get("rank")]
 
 
 def key_of(job):
@@ -225,8 +226,7 @@ def prepared(job, api_key):
     free = free_bytes(ROOT)
     if free < LEAST_BYTES:
         raise Refused(
-            "%s has %d MB free, a run needs %d MB. Make room."
-            % (ROOT, free // 1000000, LEAST_BYTES // 1000000)
+            "%s has %d MB free, a run needs %d MB. Make room." % (ROOT, free // 1000000, LEAST_BYTES // 1000000)
         )
     if not job.get("gate"):  # a roll-out's own evaluation is part of it
         unchanging(records)

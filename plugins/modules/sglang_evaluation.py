@@ -141,7 +141,7 @@ class Host:
                 "model": job["server"]["model"],
             }
         self.begin(job["unit"])
-        return self.checked(progress)
+        return self.checked(progress, fresh=True)
 
     def resumed(self, progress):
         """Go on: what failed for good is asked once more, and so is what `job` adds to the shards."""
@@ -167,7 +167,7 @@ class Host:
                 os.unlink(os.path.join(base, name))
         store.write_atomic(os.path.join(base, "again"), "")  # the container forgets what failed, and scores anew
         self.begin(job["unit"])
-        return self.checked(progress)
+        return self.checked(progress, fresh=False)
 
     def begin(self, name):
         unit = name + ".service"
@@ -180,22 +180,29 @@ class Host:
                 msg="%s does not start: %s" % (name, error), sglang_ops={"kind": "evaluation", "runs": [], "log": log}
             )
 
-    def checked(self, progress):
-        """Wait until data and scorers were checked. Raises Refused, with nothing left behind."""
+    def checked(self, progress, fresh):
+        """Wait until data and scorers were checked. Raises Refused; of a `fresh` run nothing is left behind then,
+        of one that goes on everything: what was answered has cost hours."""
         deadline = time.monotonic() + self.params["check_timeout"]
         while True:
             now = evaluation.status(self.run)
             if now["state"] not in ("starting", "checking"):
                 break
             if time.monotonic() > deadline:
+                if fresh:
+                    self.absent(now)
                 raise evaluation.Refused(
-                    "Data and scorers were not checked within %d s." % self.params["check_timeout"]
+                    "Data and scorers were not checked within %d s%s."
+                    % (self.params["check_timeout"], "" if fresh else "; the run goes on without being watched")
                 )
             progress.report(evaluation.line(now))
             time.sleep(POLL_SECONDS)
         if now["state"] == "refused":
-            self.absent(now)
-            raise evaluation.Refused(" ".join(now["problems"] or ["refused"]))
+            why = " ".join(now["problems"] or ["refused"])
+            if fresh:
+                self.absent(now)
+                raise evaluation.Refused(why)
+            raise evaluation.Refused(why + " Every answer is kept: `sglang-ops evaluate resume %s` goes on." % self.run)
         if now["state"] == "failed":
             log = systemd.journal(now["unit"], systemd.show([now["unit"]]).get(now["unit"], {}))
             self.module.fail_json(

@@ -35,14 +35,14 @@ class Here(Session):
         if played.exit_code is not ExitCode.DONE or check or played.interrupted:
             return self._end(played, found, made.run, played.exit_code)
         on_controller.prepare(made, {host: one["job"] for host, one in found.items()}, secrets)
-        return self._live_here(made.run, fresh=True)
+        return self._live_here(made.run)
 
-    def _live_here(self, run: str, *, fresh: bool = False) -> int:
+    def _live_here(self, run: str) -> int:
         """Watch a run of this machine to its end, or to Ctrl-C, and put its results where they belong."""
         err = _common.stderr()
         try:
             with err.status("checking data and scorers") as shown:
-                now = on_controller.live(run, lambda told: shown.update(on_controller.line(told)), fresh=fresh)
+                now = on_controller.live(run, lambda told: shown.update(on_controller.line(told)))
         except KeyboardInterrupt:
             return self._stopped_here(run, "Stopped. What was answered is kept.", "resume")
         return self._gather_here(run, now, ExitCode.DONE if now["state"] == "done" else ExitCode.ERROR)
@@ -87,7 +87,7 @@ class Here(Session):
             now = {**now, "state": "removed"}
         if verb == "fetch":
             return self._gather_here(run, now, ExitCode.DONE)
-        return self._end(NOTHING, {on_controller.NAME: {"run": run, **now}}, run, ExitCode.DONE)
+        return self._end(NOTHING, {on_controller.NAME: {"run": run, **now}}, run, ExitCode.DONE, brought=())
 
 
 def logs(run: str, *, follow: bool, lines: int) -> int:

@@ -127,6 +127,9 @@ def bench(
         if check:
             return _checked(played, wanted, run, code, json=json)
         found = _bench(run, started, played, wanted, parameters)
+        if not code and not found.servers:  # --limit left only such as answer no requests
+            skipped = [str(host.result("bench").get("skipped") or "") for host in played.state.hosts.values()]
+            raise UsageError(f"Nothing was measured. {'. '.join(filter(None, skipped))}.", fix="Name that host too.")
         if not code and any(point.error for server in found.servers for point in server.points):
             code = ExitCode.ERROR
         where = _keep(folder / found.run, found, played) if found.servers else None

@@ -35,8 +35,8 @@ class Exported:
 
 def export(run: Run, uri: str, experiment: str | None = None) -> Exported:
     """Write `run` to the tracking server at `uri` (file:/directory, https://…). A complete run that is there already
-    is left alone; an incomplete one, or one that did not arrive whole, gets a new run beside it. Raises UsageError without MLflow, OpsError where the
-    server refuses."""
+    is left alone; an incomplete one, or one that did not arrive whole, gets a new run beside it. Raises UsageError
+    without MLflow, OpsError where the server refuses."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if uri.startswith("file:"):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks before it writes to a directory

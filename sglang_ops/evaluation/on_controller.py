@@ -185,13 +185,14 @@ def at_work(run: str) -> int | None:
     return run_lock.holder(directory(run))
 
 
-def live(run: str, told: Callable[[Mapping[str, Any]], None], *, fresh: bool = False) -> dict[str, Any]:
+def live(run: str, told: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """Run until the run has ended; `told` gets its status now and then. KeyboardInterrupt leaves it to be resumed.
 
-    Raises PreflightError with what was refused, and nothing is left of such a run if it is `fresh`; UsageError where
-    it is at work already.
+    Raises PreflightError with what was refused, UsageError where it is at work already. Nothing is left of a run that
+    had not begun, everything of one that was to go on.
     """
     base = directory(run)
+    goes_on = (base / "again").exists()
     with run_lock.held(directory(run)) as lock:
         for _ in range(LIVES):
             code = _life(run, lock, told)
@@ -199,9 +200,10 @@ def live(run: str, told: Callable[[Mapping[str, Any]], None], *, fresh: bool = F
                 break
         now = _told(run)
     if now["state"] == "refused":
-        if fresh:
+        if not goes_on:
             remove(run)
-        raise PreflightError(" ".join(now["problems"]), fix="Nothing was asked." if fresh else "Every answer is kept.")
+        kept = f"Every answer is kept: `sglang-ops evaluate resume {run}` goes on."
+        raise PreflightError(" ".join(now["problems"]), fix=kept if goes_on else "Nothing was asked.")
     return status(run) if now["state"] in ("done", "stalled", "stopped") else {**now, "state": "failed"}
 
 

@@ -105,9 +105,6 @@ def stop(*_):
     tell("stopped")
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
-if (base / "refuse").exists():
-    tell("refused")
-    sys.exit(7)
 tell("running")
 time.sleep(60)
 """
@@ -157,16 +154,6 @@ def test_a_program_that_died_is_not_shown_as_running(begun: Path) -> None:
     assert on_controller.status("r")["state"] == "stopped"
 
 
-def test_a_refused_run_is_removed_only_where_nothing_was_asked(begun: Path) -> None:
-    (begun / "refuse").touch()
-    with pytest.raises(PreflightError, match=r"no data\.") as caught:
-        on_controller.live("r", lambda told: None)
-    assert caught.value.fix == "Every answer is kept."
-    with pytest.raises(PreflightError):
-        on_controller.live("r", lambda told: None, fresh=True)
-    assert not begun.exists()
-
-
 def test_a_beginning_that_failed_is_in_nobodys_way(
     tmp_path: Path, port: int, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,3 +175,38 @@ def test_execution_local_may_be_a_word(tmp_path: Path, written: Any) -> None:
     assert loaded(tmp_path, {}, execution=written).execution.on_controller
     assert not loaded(tmp_path, {}, execution={"output_dir": "x"}).execution.on_controller
     assert not loaded(tmp_path, {}, defaults=[{"execution": "local"}]).execution.on_controller
+
+
+def test_what_is_refused_is_gone_only_where_nothing_had_been_asked(state: Path, monkeypatch: Any) -> None:
+    base = on_controller.directory("r")
+
+    class Program:
+        """Ends at once, refused."""
+
+        returncode, pid = 7, 4321
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            status = {"state": "refused", "problems": ["t: no hub."]}
+            (base / "status.json").write_text(json.dumps(status))
+
+        def poll(self) -> int:
+            return 7
+
+        def __enter__(self) -> Program:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(on_controller.subprocess, "Popen", Program)
+    base.mkdir(parents=True)
+    (base / "job.json").write_text(json.dumps({"offline": True}))
+    (base / "answers.sqlite").write_text("500 answers")
+    on_controller.again("r")
+    with pytest.raises(PreflightError, match="no hub") as refused:
+        on_controller.live("r", lambda _: None)
+    assert "evaluate resume r" in str(refused.value.fix)
+    assert (base / "answers.sqlite").exists()
+    (base / "again").unlink()
+    with pytest.raises(PreflightError, match="no hub"):
+        on_controller.live("r", lambda _: None)
+    assert not base.exists()

@@ -60,6 +60,15 @@ def test_replicas_are_those_that_serve_the_model(monkeypatch: pytest.MonkeyPatch
     assert [item["name"] for item in evaluation.services(one)] == ["sglang-a-2"]
 
 
+def test_of_hosts_that_serve_together_the_first_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, names in ((0, ["sglang-a"]), (1, [])):
+        gate = {"served_model_name": "a", "rank": rank}
+        monkeypatch.setattr(evaluation.store, "names", lambda: ["sglang-a"])
+        monkeypatch.setattr(evaluation.store, "read_state", lambda name: {"release": name})
+        monkeypatch.setattr(evaluation.store, "read_record", lambda name, _, gate=gate: {"name": name, "gate": gate})
+        assert [one["name"] for one in evaluation.services({"deployment": "sglang-a", "model": "a"})] == names
+
+
 @pytest.mark.parametrize(
     ("told", "line"),
     [
