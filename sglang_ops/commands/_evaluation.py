@@ -14,10 +14,12 @@ from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
 from sglang_ops.commands._evaluation_place import Place
 from sglang_ops.errors import ExitCode, UsageError
-from sglang_ops.evaluation import results, run_results
+from sglang_ops.evaluation import on_controller, results, run_results
 from sglang_ops.evaluation.run import Work
+from sglang_ops.events import RunState
 from sglang_ops.runs import RunFolder
 
+NOTHING = _common.Played(RunState(), 0.0, interrupted=False)  # for what no host is asked
 STATES = {"fetch": "collected", "wait": "waited", "resume": "resumed", "cancel": "cancelled", "rm": "absent"}
 
 
@@ -100,8 +102,9 @@ class Session:
         return self._end(played, found, run, played.exit_code, brought=())
 
     def listing(self, run: str | None) -> int:
-        played = self._play("listed", {"run": run or ""})
-        rows = [
+        here = on_controller.rows(run)
+        played = NOTHING if run and here else self._play("listed", {"run": run or ""})
+        rows = [*here] + [
             {"host": host.name, **one}
             for host in played.state.hosts.values()
             for one in host.result("evaluation").get("runs") or []

@@ -227,8 +227,12 @@ def logs(
     output: _options.OutputFormat = Output.TABLE,
 ) -> int:
     """Print what the harness of a run says."""
+    from sglang_ops.commands import _evaluation_here
     from sglang_ops.commands.logs import logs as of_services
+    from sglang_ops.evaluation import on_controller
 
+    if on_controller.known(run):
+        return _evaluation_here.logs(run, follow=follow, lines=lines)
     with _deployment.find([config] if config else None, inventory, limit, {}) as found:
         _, deployment = _evaluation.chosen(_deployment.require(found), service)
         unit = f"{deployment.service_name}-evaluation-{run}"
