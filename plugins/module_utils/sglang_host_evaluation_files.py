@@ -92,11 +92,11 @@ def _sources(base):
 
 
 def _write(stream, base, names):
-    with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed:
-        with tarfile.open(fileobj=packed, mode="w") as archive:
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    archive.add(os.path.join(base, name), arcname=name)
+    packed = gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0)
+    with packed, tarfile.open(fileobj=packed, mode="w") as archive:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                archive.add(os.path.join(base, name), arcname=name)
 
 
 def _drop(base, current):
