@@ -64,6 +64,10 @@ class Fleet:
         lines = self._calls.read_text().splitlines() if self._calls.exists() else []
         return sorted({host for said, host, _ in map(json.loads, lines) if said == what})
 
+    def names(self, what: str) -> list[Any]:
+        """With which names that was, host by host."""
+        return [names for said, _, names in map(json.loads, self._calls.read_text().splitlines()) if said == what]
+
 
 def looked(release: str, *, waits: bool, history: tuple[dict[str, Any], ...] = (), **record: Any) -> dict[str, Any]:
     """What a host says of its one service."""
@@ -243,3 +247,46 @@ def test_a_server_that_does_not_start_after_going_back_needs_hands(shell: Shell)
     assert "Once you know the cause, put right by:" in shell.err
     assert "  sglang-ops rollback -i hosts.yml --limit a\n" in shell.err
     assert fleet.asked("sglang_service rolled_back") == ["a"]
+
+
+def test_resume_keeps_the_flags_of_its_deploy_and_touches_its_own_services(shell: Shell) -> None:
+    options = {"batch": 1, "auto_rollback": False, "soak": 60}
+    look = looked("old", waits=True, options=options, paused={"who": "x", "since": 1, "why": "asked for"})
+    let = {"sglang_rollout resume": {"sglang_ops": {"kind": "rollout", "unfinished": []}}}
+    fleet = Fleet(shell, a={"sglang_rollout look": look, **let})
+    shell.playbook(
+        "plan", {"ansible.builtin.debug": {"msg": "planned {{ sglang_ops_rollout.options | to_json(sort_keys=true) }}"}}
+    )
+    shell.playbook(
+        "deploy",
+        {"ansible.builtin.debug": {"msg": "deployed {{ sglang_ops_rollout.options | to_json(sort_keys=true) }}"}},
+    )
+    assert fleet.run("rollout resume", "--soak", "5", "-v") == 0, shell.err
+    assert "As the roll-out began: --batch 1 --no-rollback." in shell.err
+    said = shell.err.replace('\\"', '"')
+    for done in ("planned", "deployed"):
+        assert f'{done} {{"auto_rollback": false, "batch": 1, "soak": 5}}' in said
+    assert fleet.names("sglang_rollout resume") == [["sglang-tiny"]]
+    assert fleet.run("rollout status") == 2
+    assert "with --batch 1 --soak 60 --no-rollback" in shell.out
+
+
+def test_resume_does_not_deploy_where_a_host_was_not_told(shell: Shell) -> None:
+    look = {"sglang_rollout look": looked("old", waits=True)}
+    let = {"sglang_rollout resume": {"sglang_ops": {"kind": "rollout", "unfinished": []}}}
+    fleet = Fleet(shell, a={**look, **let}, b={**look, "sglang_rollout resume": UNREACHABLE})
+    shell.playbook("plan", {"ansible.builtin.debug": {"msg": "planned"}})
+    shell.playbook("deploy", {"ansible.builtin.debug": {"msg": "deployed"}})
+    assert fleet.run("rollout resume", "-v") == 6
+    assert "b could not be reached" in shell.err
+    assert "deployed" not in shell.err
+
+
+def test_resume_refuses_the_file_of_another_service(shell: Shell) -> None:
+    fleet = Fleet(shell, a={"sglang_rollout look": looked("old", waits=True)})
+    config = yaml.safe_load((shell.home / "deployment.yaml").read_text())
+    config["deployment"]["served_model_name"] = "other"
+    (shell.home / "other.yaml").write_text(yaml.safe_dump(config))
+    assert fleet.run("rollout resume", "-c", "other.yaml") == 7
+    assert "The roll-out that is unfinished is of sglang-tiny; the file has sglang-other." in shell.err
+    assert fleet.asked("sglang_rollout resume") == []
