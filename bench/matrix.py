@@ -229,7 +229,7 @@ class Try:
             data = event.get("event_data") or {}
             if event["event"] == "runner_on_start" and data.get("host") == self.host and in_turn(data):
                 reached.append(str(data.get("resolved_action") or "").rpartition(".")[2])
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 45
         wanted = _STATES.get(step) if self.cell.fault in ("killed", "rebooted", "cut") else None
         while wanted and self.fleet.ssh(self.host, f"systemctl is-active {SERVICE}").strip() != wanted:
             if time.monotonic() > deadline:

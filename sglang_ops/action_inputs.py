@@ -14,6 +14,7 @@ from typing import Any
 from sglang_ops import catalog, registry
 from sglang_ops.addresses import address_of
 from sglang_ops.errors import OpsError, PreflightError
+from sglang_ops.groups import joined
 from sglang_ops.planning import ResolvedImage, Secrets, Settings
 from sglang_ops.planning.command import hub_cache
 from sglang_ops.planning.nodes import Group, group_of
@@ -144,11 +145,18 @@ def hosts_of(deployment: Deployment, task_vars: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def servers_of(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> list[str]:
-    """The hosts of this run that a deployment is meant for; hosts that run a gateway and no server are none."""
-    playing = set(map(str, task_vars.get("ansible_play_hosts_all") or ()))
-    named = dict.fromkeys(host for item in written(files) for host in hosts_of(item, task_vars))
-    return [host for host in named if host in playing]
+def fleet_of(files: Sequence[DeploymentFile], task_vars: Mapping[str, Any]) -> list[list[str]]:
+    """The hosts that the deployments are meant for, those side by side that change together.
+
+    Hosts that run a gateway and no server are none of them; those that --limit keeps out are.
+    """
+    mates: dict[str, set[str]] = {}
+    for item in written(files):
+        hosts = hosts_of(item, task_vars)
+        for position, host in enumerate(hosts):
+            start = position // item.nodes * item.nodes
+            mates.setdefault(host, set()).update(hosts[start : start + item.nodes])
+    return joined(list(mates), mates)
 
 
 def matching(pattern: str, task_vars: Mapping[str, Any]) -> list[str]:

@@ -48,12 +48,6 @@ def units(names: Sequence[str], hostvars: Hostvars) -> list[list[str]]:
     )
 
 
-def turns(everyone: Sequence[str], changing: Sequence[str], hostvars: Hostvars) -> list[str]:
-    """The hosts `changing` in the order in which they change: that of the inventory, groups kept together."""
-    wanted = set(changing)
-    return [name for unit in units([name for name in everyone if name in wanted], hostvars) for name in unit]
-
-
 def plans_of_mates(groups: Iterable[Group | None], task_vars: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The plans of the hosts with which this one serves something together."""
     mates = {host for group in groups if group for host in group.hosts} - {str(task_vars["inventory_hostname"])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -116,11 +117,23 @@ def _settings(names: Sequence[str], hostvars: Hostvars) -> tuple[int | None, int
     return settings.get("canary"), settings.get("batch"), any(serves(plan) for plan in plans)
 
 
-def order_for(names: Sequence[str], hostvars: Hostvars) -> str:
-    """The order of the hosts, in Ansible's words; hosts that serve a model together stay together."""
-    if len(units(names, hostvars)) < len(names):
-        return "inventory"
-    return str(rollout_of(next(plans_of(names, hostvars), {})).get("order") or "inventory")
+def in_turn(everyone: Sequence[str], changing: Sequence[str], hostvars: Hostvars) -> list[str]:
+    """The hosts `changing` in the order in which they change: `everyone` is the inventory, `rollout.order` says how.
+
+    Hosts that serve a model together are one in that order, by the name of their first, and stay side by side.
+    """
+    wanted = set(changing)
+    names = [name for name in everyone if name in wanted]
+    settings = rollout_of(next(plans_of(names, hostvars), {}))
+    parts = units(names, hostvars)
+    order = str(settings.get("order") or "inventory")
+    if order.endswith("sorted"):
+        parts.sort(key=lambda part: part[0])
+    if order == "shuffle":  # asked several times in a run, it is the same each time
+        random.Random(str((settings.get("change") or {}).get("rollout"))).shuffle(parts)  # noqa: S311
+    if order.startswith("reverse_"):
+        parts.reverse()
+    return [name for part in parts for name in part]
 
 
 def paused_for(names: Sequence[str], hostvars: Hostvars) -> bool:

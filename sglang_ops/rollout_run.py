@@ -68,12 +68,16 @@ class RunRollout:
         }
         return {name: value for name, value in named.items() if value is not None}
 
-    def check_size(self, hosts: int) -> None:
-        """Raise PreflightError where the canary is larger than the fleet of `hosts`."""
-        canary = self.settings.canary
-        if canary is not None and canary > hosts:
-            fix = f"Set it to {hosts} at most, or take more hosts."
-            raise PreflightError(f"rollout.canary is {canary}, and there are {hosts} hosts.", fix=fix)
+    def check_size(self, parts: Sequence[Sequence[str]]) -> None:
+        """Raise PreflightError where the canary is larger than the fleet; `parts` are its hosts as they change."""
+        canary, hosts = self.settings.canary, sum(map(len, parts))
+        if canary is None or canary <= len(parts):
+            return
+        counted = f"there {'is 1 host' if hosts == 1 else f'are {hosts} hosts'}"
+        if len(parts) < hosts:
+            counted += f", which count as {len(parts)}: those that serve a model together change together"
+        fix = f"Set it to {len(parts)} at most, or take more hosts."
+        raise PreflightError(f"rollout.canary is {canary}, and {counted}.", fix=fix)
 
     def changed(self, deployments: Sequence[Deployment], facts: HostFacts) -> list[str]:
         """Why a paused roll-out cannot go on with this file: what has changed in it since."""

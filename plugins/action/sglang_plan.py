@@ -24,13 +24,13 @@ from sglang_ops.action_inputs import (
     base_of,
     evaluated_file,
     files_of,
+    fleet_of,
     group_for,
     hub_token,
     left_out,
     meant_for,
     plain,
     resolve_once,
-    servers_of,
     tagged,
 )
 from sglang_ops.addresses import address_of
@@ -141,7 +141,7 @@ class ActionModule(ActionBase):
         fronts = gateways_of(task_vars, self._templar)
         asked_for = plain(self._templar.template(task_vars.get(ROLLOUT_VARIABLE) or {}))
         run = RunRollout.of(files, {"run": Path(C.DEFAULT_LOCAL_TMP).name} | asked_for)
-        run.check_size(len(servers_of(files, task_vars)))
+        run.check_size(fleet_of(files, task_vars))
         earlier = plan_of(task_vars)
         if earlier:
             run = run.going_on(list(task_vars["ansible_play_hosts_all"]), task_vars["hostvars"])

@@ -23,8 +23,7 @@ class FilterModule:
         found: dict[str, Callable[..., Any]] = {
             "sglang_batches": rollout.sizes_for,
             "sglang_batches_back": rollout.sizes_back,
-            "sglang_order": rollout.order_for,
-            "sglang_in_turn": groups.turns,
+            "sglang_in_turn": rollout.in_turn,
             "sglang_pulled": groups.pulled_by_mates,
             "sglang_grouped": together.grouped,
             "sglang_stops": rollout.stops_for,

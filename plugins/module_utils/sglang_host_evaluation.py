@@ -3,16 +3,15 @@
 /var/lib/sglang-ops/evaluations/<run>/job.json       what is evaluated, no secrets
 /var/lib/sglang-ops/evaluations/<run>/secrets.json   mode 0600
 /var/lib/sglang-ops/evaluations/<run>/status.json    how far it is; the rest is the container's
+/var/lib/sglang-ops/evaluations/.<run>.<token>/      a run that is being written; it gets its name once it is whole
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-import tarfile
 import time
 
 from ansible.module_utils import sglang_host_lock as lock
@@ -26,8 +25,11 @@ ROOT = "/var/lib/sglang-ops/evaluations"
 LEAST_BYTES = 200 * 1000 * 1000  # answers and data of a run
 MOST_AT_ONCE = 64  # requests, where the file does not say how many: more only wait in the server's queue
 ENDED = ("done", "refused", "stalled", "replaced", "failed", "stopped", "cancelled")
+THERE = (
+    "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
+    "--name gives a new one another name."
+)
 BESIDE = ("models", "images")  # verbs that change a host, but no service
-_FETCHED = ("job.json", "checked.json", "status.json", "results")
 
 
 class Refused(Exception):
@@ -45,9 +47,10 @@ def directory(run):
 def runs():
     """Names of the runs on this host, the newest first."""
     try:
-        found = [name for name in os.listdir(ROOT) if os.path.isfile(os.path.join(ROOT, name, "job.json"))]
+        names = [name for name in os.listdir(ROOT) if not name.startswith(".")]
     except FileNotFoundError:
         return []
+    found = [name for name in names if os.path.isfile(os.path.join(ROOT, name, "job.json"))]
     return sorted(found, key=lambda name: os.path.getmtime(os.path.join(ROOT, name, "job.json")), reverse=True)
 
 
@@ -258,22 +261,6 @@ def prepared(job, api_key):
         },
     )
     return filled, warnings
-
-
-def pack(run):
-    """Put what a run has brought so far into one file; {"path", "size", "sha256"}."""
-    base = directory(run)
-    path = os.path.join(base, "results.tar.gz")
-    with tarfile.open(path + ".new", "w:gz") as archive:
-        for name in _FETCHED:
-            if os.path.exists(os.path.join(base, name)):
-                archive.add(os.path.join(base, name), arcname=name)
-    os.replace(path + ".new", path)
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for piece in iter(lambda: stream.read(1024 * 1024), b""):
-            digest.update(piece)
-    return {"path": path, "size": os.path.getsize(path), "sha256": digest.hexdigest()}
 
 
 def forget(run):

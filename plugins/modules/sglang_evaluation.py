@@ -68,6 +68,7 @@ import os
 import time
 
 from ansible.module_utils import sglang_host_evaluation as evaluation
+from ansible.module_utils import sglang_host_evaluation_files as files
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.basic import AnsibleModule
@@ -87,7 +88,6 @@ class Host:
         self.warnings = []
 
     def write(self, job):
-        base = evaluation.directory(self.run)
         given = dict(self.params["secrets"])
         known = store.runtime_environment()
         wanted = given.pop("runtime", {})
@@ -97,15 +97,20 @@ class Host:
                 "%s does not set %s. Add a line %s=…" % (store.RUNTIME_ENV, missing[0], missing[0])
             )
         given["environment"] = dict(given["environment"], **{name: known[wanted[name]] for name in wanted})
-        evaluation.forget(self.run)  # of a start that was interrupted
-        os.makedirs(base, mode=0o700)
-        for name, content in self.params["files"].items():
-            path = os.path.join(base, name)
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            with open(path, "wb") as stream:
-                stream.write(base64.b64decode(content))
-        store.write_atomic(os.path.join(base, "secrets.json"), json.dumps(given), mode=0o600)
-        store.write_atomic(os.path.join(base, "job.json"), json.dumps(job, indent=1))
+
+        def content(base):
+            for name, encoded in self.params["files"].items():
+                path = os.path.join(base, name)
+                os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+                with open(path, "wb") as stream:
+                    stream.write(base64.b64decode(encoded))
+            store.write_atomic(os.path.join(base, "secrets.json"), json.dumps(given), mode=0o600)
+            store.write_atomic(os.path.join(base, "job.json"), json.dumps(job, indent=1))
+
+        try:
+            files.put(evaluation.directory(self.run), content)
+        except FileExistsError:
+            raise evaluation.Refused(evaluation.THERE % (self.run, self.run)) from None
 
     def unit(self, name, text):
         path = store.unit_path(name)
@@ -122,10 +127,7 @@ class Host:
     def started(self, progress):
         job = self.params["job"]
         if os.path.exists(os.path.join(evaluation.directory(self.run), "job.json")):
-            raise evaluation.Refused(
-                "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
-                "--name gives a new one another name." % (self.run, self.run)
-            )
+            raise evaluation.Refused(evaluation.THERE % (self.run, self.run))
         self.params["secrets"]["api_key"] = self.params["secrets"].get("api_key") or evaluation.key_of(job)
         job, self.warnings = evaluation.prepared(job, self.params["secrets"]["api_key"])
         if not self.check:
@@ -259,7 +261,7 @@ def act(host, state, progress):
     if state == "cancelled":
         return [host.cancelled()]
     now = host.waited(progress) if state == "waited" else evaluation.status(host.run)
-    return [dict(now, archive=evaluation.pack(host.run))]
+    return [dict(now, archive=files.pack(evaluation.directory(host.run)))]
 
 
 def main():

@@ -174,7 +174,11 @@ def compare(
     if output is Output.JSON:
         _common.print_json({"ok": True, "first": a.run, "second": b.run, "changes": [one.as_dict() for one in found]})
         return ExitCode.DONE
-    _compared(_common.stdout(), a, b, found)
+    console = _common.stdout()
+    console.print(f"A {a.run}\nB {b.run}\n", soft_wrap=True)
+    for one, other in results.pairs(a.servers, b.servers, different_hosts=different_hosts):
+        _arguments(console, one.server_arguments, other.server_arguments)
+    _compared(console, found)
     return ExitCode.DONE
 
 
@@ -263,14 +267,9 @@ def _table(found: Bench) -> Any:
     return table
 
 
-def _compared(console: Console, a: Bench, b: Bench, found: Sequence[Change]) -> None:
+def _compared(console: Console, found: Sequence[Change]) -> None:
     from sglang_ops.benchmark.results import MEASURES
 
-    console.print(f"A {a.run}\nB {b.run}\n", soft_wrap=True)
-    for one in a.servers:
-        for other in b.servers:
-            if one.host == other.host:
-                _arguments(console, one.server_arguments, other.server_arguments)
     titles = {name: title for name, title, _ in MEASURES}
     table = _views.grid("host", "point", "measure", "A", "B", "change", "")
     for column in table.columns[3:6]:
@@ -287,7 +286,10 @@ def _compared(console: Console, a: Bench, b: Bench, found: Sequence[Change]) -> 
 
 def _arguments(console: Console, first: Sequence[str], second: Sequence[str]) -> None:
     """What one server was started with and the other was not."""
+    from sglang_ops.benchmark.results import flags
+
     for name, ours, others in (("A", first, second), ("B", second, first)):
-        own = [word for word in ours if word not in others]
+        theirs = flags(others)
+        own = [" ".join(flag) for flag in flags(ours) if flag not in theirs]
         if own:
             console.print(f"only {name}: {' '.join(own)}", soft_wrap=True, markup=False)

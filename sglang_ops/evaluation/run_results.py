@@ -184,7 +184,7 @@ def _harness(parts: Sequence[Part], task: Mapping[str, Any] | None = None) -> Ha
             (
                 known.get("harness", {})
                 for part in parts
-                if (known := part.read("checked.json")["tasks"].get(one["name"]))
+                if (known := part.read("checked.json").get("tasks", {}).get(one["name"]))
             ),
             {},
         )

@@ -334,6 +334,32 @@ def test_a_lost_hosts_items_are_taken_over(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+def test_each_host_is_asked_all_items_and_one_that_is_off_is_no_success(lab: Lab) -> None:
+    serve(lab, "answers.jsonl")
+    only = ["-t", "capitals"]
+    both = evaluate(lab, "--name", "pair", "--each", *only)
+    assert both["ok"], both
+    assert [(task["run"], task["items"]) for task in both["tasks"]] == [(f"pair-{host}", 4) for host in lab.hosts]
+    again = lab.run("evaluate", "--name", "pair", *only, "--output-dir", str(lab.folder / "results"))
+    assert (again.returncode, "There are results of a run pair" in again.stderr) == (7, True), again.stderr
+    serve(lab, "slow.jsonl")
+    assert evaluate(lab, "--name", "apart", "--each", "--detach", "-t", "ifeval")["ok"]
+    assert ops("lab", "poweroff", "--name", lab.name, "--hard", lab.hosts[1], timeout=100).returncode == 0
+    try:
+        part = evaluate(lab, "apart", verb="wait")
+        assert (part["ok"], part["exit_code"]) == (False, 6), part
+        assert [(task["run"], task["complete"]) for task in part["tasks"]] == [(f"apart-{lab.hosts[0]}", True)]
+        assert not (lab.folder / "results" / "apart").exists()
+    finally:
+        ops("lab", "poweron", "--name", lab.name, lab.hosts[1], timeout=200)
+    whole = evaluate(lab, "apart", verb="wait")  # it went on by itself when its host was there again
+    assert whole["ok"], whole
+    assert [(task["run"], task["score"]) for task in whole["tasks"]] == [
+        (f"apart-{host}", EXPECTED["ifeval"]) for host in lab.hosts
+    ]
+
+
+@pytest.mark.slow
 def test_runs_are_listed_cancelled_resumed_and_removed(lab: Lab) -> None:
     serve(lab, "slow.jsonl")
     begun = evaluate(lab, "--name", "verbs", "--detach", "-l", lab.hosts[0], "-t", "ifeval")

@@ -100,11 +100,38 @@ def test_hosts_that_serve_a_model_together_change_together() -> None:
     assert rollout.sizes_for(names, pairs) == [2, 2, 2, 2]
     assert rollout.sizes_for(names[:3], pairs) == [2, 1]
     assert rollout.sizes_back(names, "50%", pairs) == [4, 4]
-    assert rollout.order_for(names, pairs) == "inventory"
     two = in_pairs(names, hostvars("restart", names, ("h0", "h1"), max_failures=3))
     assert rollout.stops_for(names, names[1:], two), "the canary is a pair"
     four = in_pairs(names, hostvars("restart", names, ("h0", "h1", "h2", "h3"), max_failures=1))
     assert not rollout.stops_for(names, names[2:], four), "two hosts that failed together count as one"
+
+
+@pytest.mark.parametrize(
+    ("order", "hosts", "pairs"),
+    [
+        ("inventory", ["c", "a", "d", "b"], ["c", "a", "d", "b"]),
+        ("reverse_inventory", ["b", "d", "a", "c"], ["d", "b", "c", "a"]),
+        ("sorted", ["a", "b", "c", "d"], ["c", "a", "d", "b"]),
+        ("reverse_sorted", ["d", "c", "b", "a"], ["d", "b", "c", "a"]),
+    ],
+)
+def test_the_order_is_that_of_hosts_or_of_groups(order: str, hosts: list[str], pairs: list[str]) -> None:
+    names = ["c", "a", "d", "b"]
+    alone = hostvars("restart", names, order=order)
+    changing = sorted(names)  # as they happened to be planned
+    assert rollout.in_turn([*names, "gw"], changing, alone) == hosts
+    assert rollout.in_turn([*names, "gw"], changing, in_pairs(names, alone)) == pairs
+    assert rollout.in_turn(names, [], alone) == []
+
+
+def test_a_shuffled_roll_out_is_shuffled_once() -> None:
+    names = [f"h{number}" for number in range(40)]
+    one, other = (hostvars("restart", names, order="shuffle", change={"rollout": run}) for run in "ab")
+    assert rollout.in_turn(names, names, one) == rollout.in_turn(names, names, one)
+    assert sorted(rollout.in_turn(names, names, one)) == sorted(names)
+    assert len({tuple(rollout.in_turn(names, names, known)) for known in (one, other)} | {tuple(names)}) == 3
+    paired = rollout.in_turn(names, names, in_pairs(names, one))
+    assert all(int(first[1:]) + 1 == int(second[1:]) for first, second in zip(paired[::2], paired[1::2], strict=True))
 
 
 def test_what_goes_back_on_a_host_that_failed() -> None:
@@ -131,7 +158,6 @@ def test_settings_of_files_and_flags() -> None:
     one, two = Rollout(canary=2, order="sorted"), Rollout(canary=3)
     merged = rollout.merged([one, two], {"batch": "50%"})
     assert (merged.canary, merged.order, merged.batch) == (3, "sorted", "50%")
-    assert rollout.order_for(["a"], hostvars("start", ["a"], order="shuffle")) == "shuffle"
 
 
 @pytest.mark.parametrize("value", [1, "7", "1%", "25%", "100%"])
@@ -197,9 +223,16 @@ def run_of(section: dict[str, Any], **given: Any) -> RunRollout:
 
 
 def test_a_canary_larger_than_the_fleet_is_refused() -> None:
-    run_of({"canary": 3}).check_size(3)
-    with pytest.raises(PreflightError, match=r"rollout.canary is 4, and there are 3 hosts"):
-        run_of({}, options={"canary": 4}).check_size(3)
+    run_of({"canary": 3}).check_size([["a"], ["b"], ["c"]])
+    with pytest.raises(PreflightError, match=r"rollout.canary is 4, and there are 3 hosts\."):
+        run_of({}, options={"canary": 4}).check_size([["a"], ["b"], ["c"]])
+
+
+def test_hosts_that_serve_a_model_together_count_as_one_for_the_canary() -> None:
+    pairs = [["a", "b"], ["c", "d"]]
+    run_of({"canary": 2}).check_size(pairs)
+    with pytest.raises(PreflightError, match=r"canary is 3, and there are 4 hosts, which count as 2: those"):
+        run_of({"canary": 3}).check_size(pairs)
 
 
 def test_times_of_the_file_win_over_the_roles_variables() -> None:

@@ -6,9 +6,11 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from sglang_ops.errors import OpsError
 from sglang_ops.spec import Deployment
 
 PLUGINS = Path(__file__).resolve().parents[3] / "plugins" / "action"
@@ -48,3 +50,33 @@ def test_items_are_shared_by_the_hosts_that_answer(nodes: int, playing: list[str
         (task,) = action._shared({"tasks": [{"name": "t"}], "repeat_on_hosts": False}, deployment(nodes), variables)
         found[host] = task["shards"][0]
     assert found == shares
+
+
+@pytest.mark.parametrize("fails", ["started", "waited", "absent", ""])
+def test_a_gate_leaves_nothing_on_the_canary_however_it_ends(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = plugin("sglang_gate")
+    gate = mock.Mock(output=tmp_path)
+    gate.work.run = "gate-1"
+    gate.work.variables.return_value = {"job": {}}
+    gate.decide.return_value = ("go", "")
+    monkeypatch.setattr("sglang_ops.evaluation.release_gate.read", lambda *_: gate)
+    monkeypatch.setattr("sglang_ops.evaluation.run_results.unpack", lambda *_: tmp_path)
+    monkeypatch.setattr("sglang_ops.evaluation.run_results.assemble", lambda *_: None)
+    monkeypatch.setattr(module, "evaluated_file", lambda *_: None)
+    asked: list[str] = []
+
+    def evaluation(_self: Any, do: str, *_: Any, **__: Any) -> dict[str, Any]:
+        asked.append(do)
+        if do == fails:
+            raise OpsError(f"{do} failed")
+        return {"sglang_ops": {"runs": [{"state": "done"}]}}
+
+    monkeypatch.setattr(module.ActionModule, "_evaluation", evaluation)
+    action = module.ActionModule.__new__(module.ActionModule)
+    action._templar = None
+    word, why = action._evaluated({}, deployment(1), ["sglang-big"], {"inventory_hostname": "a"})
+    assert asked[-1] == "absent"
+    expected = {"started": ("inconclusive", "started failed"), "waited": ("inconclusive", "waited failed")}
+    assert (word, why) == expected.get(fails, ("go", ""))

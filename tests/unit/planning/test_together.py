@@ -96,8 +96,6 @@ def test_groups_keep_together_where_the_inventory_mixes_them() -> None:
     apart = {"host": "x", "services": [{"name": "sglang-one", "action": "start", "group": ()}]}
     known = hostvars(a=plan("a", "start"), x=apart, b=plan("b", "start"))
     assert groups.units(["a", "x", "b"], known) == [["a", "b"], ["x"]]
-    assert groups.turns(["a", "x", "b", "gw"], ["x", "b", "a"], known) == ["a", "b", "x"]
-    assert groups.turns(["a", "b"], [], known) == []
 
 
 def in_pair(due: Due = together.NOTHING, **changes: Any) -> Wanted:
