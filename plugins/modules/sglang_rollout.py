@@ -27,7 +27,7 @@ options:
     type: str
     default: ""
   names:
-    description: For V(target), names of services; an empty list means every service of the host.
+    description: For V(target) and V(resume), names of services; an empty list means every service of the host.
     type: list
     elements: str
     default: []
@@ -98,10 +98,15 @@ def pause(module):
 
 def resume(module):
     """Go on; a service that the pause found finished is."""
-    over = [name for name in rollouts.unfinished() if _finished(name)]
+    over = [name for name in _unfinished(module) if _finished(name)]
     for name in [] if module.check_mode else over:
         rollouts.finish(name)
     return _mark(module, lambda record: dict(record, paused=None))
+
+
+def _unfinished(module):
+    named = module.params["names"]
+    return {name: record for name, record in rollouts.unfinished().items() if not named or name in named}
 
 
 def forget(module):
@@ -117,7 +122,7 @@ def _finished(name):
 
 
 def _mark(module, change):
-    changed, found = False, rollouts.unfinished()
+    changed, found = False, _unfinished(module)
     for name, record in found.items():
         new = change(record)
         if new != record:
@@ -142,7 +147,8 @@ def look(_module):
 
 def _brief(name, record):
     return {"service": name, "id": record["id"], "who": record["who"], "started": record["started"],
-            "ref": record.get("ref"), "image": record["image"], "paused": record.get("paused")}
+            "ref": record.get("ref"), "image": record["image"], "paused": record.get("paused"),
+            "options": record.get("options") or {}}
 
 
 def target(module):

@@ -162,8 +162,14 @@ StartTimeout = Annotated[
 DrainTimeout = Annotated[
     int | None, typer.Option(metavar="SECONDS", help="For requests in flight.", rich_help_panel=ROLLOUT)
 ]
-NoRollback = Annotated[
-    bool, typer.Option("--no-rollback", help="Leave a host that fails as it is.", rich_help_panel=ROLLOUT)
+Rollback = Annotated[
+    bool | None,
+    typer.Option(
+        "--rollback/--no-rollback",
+        show_default=False,
+        help="Bring a host that fails back to the release of before; or leave it as it is.",
+        rich_help_panel=ROLLOUT,
+    ),
 ]
 Surge = Annotated[
     bool | None,

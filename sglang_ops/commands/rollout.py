@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,9 +114,19 @@ def resume(
     lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
+    canary: _options.Canary = None,
+    batch: _options.Batch = None,
+    max_failures: _options.MaxFailures = None,
+    soak: _options.Soak = None,
+    start_timeout: _options.StartTimeout = None,
+    drain_timeout: _options.DrainTimeout = None,
+    rollback: _options.Rollback = None,
+    order: _options.Order = None,
+    surge: _options.Surge = None,
     extra_vars: _options.ExtraVars = None,
     override: _options.Overrides = None,
     strict: _options.Strict = False,
+    interrupt_evaluations: _options.InterruptEvaluations = False,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
@@ -123,8 +134,20 @@ def resume(
     """Let a roll-out go on that was paused, or whose controller died.
 
     With the same deployment file; a changed one is refused. The image is the
-    one that the roll-out began with, wherever its tag is by now.
+    one that the roll-out began with, wherever its tag is by now, and so are
+    batches, times and the other flags below, unless they are given anew.
     """
+    given = rollout_run.flags(
+        canary=canary,
+        batch=batch,
+        max_failures=max_failures,
+        soak=soak,
+        start_timeout=start_timeout,
+        drain_timeout=drain_timeout,
+        rollback=rollback,
+        order=order,
+        surge=surge,
+    )
     target = _common.Target.of(
         inventory,
         limit,
@@ -140,31 +163,42 @@ def resume(
         found, looked = _look(look)
         if looked.exit_code is not ExitCode.DONE:
             return look.end(looked, {})
-        open_ones = _unfinished(target, found)
-        failed = [host for item in open_ones for host in item.failed]
-        if failed:
-            raise UsageError(
-                f"The roll-out failed on {', '.join(failed)}: there is nothing to go on with.",
-                fix="Correct the deployment and deploy again, or take it back with `rollout undo`.",
-            )
+        open_ones = _going_on(_unfinished(target, found), source)
         digests = {ref: digest for item in open_ones for ref, digest in item.digests.items()}
+        options = {name: value for item in open_ones for name, value in item.options.items()} | given
+        kept = rollout_run.typed({name: value for name, value in options.items() if name not in given})
+        if kept and not json:
+            _common.stderr().print(f"As the roll-out began: {' '.join(kept)}.")
         work = Work(
             target,
             folder,
             source,
-            look.again,
-            {"resume": True, "digests": digests},
+            shlex.join([*shlex.split(look.again), *kept]),
+            {"resume": True, "digests": digests, "options": options},
             json=json,
             diff=False,
             strict=strict,
+            interrupt=interrupt_evaluations,
         )
         planned = work.run(check=True, playbook="plan")  # a file that has changed is refused before the mark is gone
         if not planned.ok:
             return work.show(planned)
-        let = _rollout.play("resume", target, folder)
+        let = _rollout.play("resume", target, folder, [name for item in open_ones for name in item.services])
         if let.exit_code is not ExitCode.DONE:  # where a host was not told, the deploy would stop as paused
             return look.end(let, {})
         return work.show(work.run(check=False))
+
+
+def _going_on(open_ones: Sequence[rollouts.Unfinished], source: _deployment.Source) -> list[rollouts.Unfinished]:
+    """The roll-outs of the file's services. Raises PreflightError, UsageError where they cannot go on with it."""
+    meant = rollouts.of_file(open_ones, [item.service_name for item in source.deployments])
+    failed = [host for item in meant for host in item.failed]
+    if failed:
+        raise UsageError(
+            f"The roll-out failed on {', '.join(failed)}: there is nothing to go on with.",
+            fix="Correct the deployment and deploy again, or take it back with `rollout undo`.",
+        )
+    return meant
 
 
 @app.command()

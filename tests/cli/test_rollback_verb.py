@@ -24,12 +24,12 @@ class ActionModule(ActionBase):
         what = " ".join(filter(None, [self._task.action, self._task.args.get("do") or self._task.args.get("state")]))
         said = self._templar.template(task_vars.get("said") or {}).get(what, {})
         with open(task_vars["calls"], "a") as calls:
-            calls.write(json.dumps([what, task_vars["inventory_hostname"], self._task.args.get("names")]) + "\\n")
+            calls.write(json.dumps([what, task_vars["inventory_hostname"], self._task.args]) + "\\n")
         if said.get("unreachable"):
             raise AnsibleConnectionFailure("no route to host")
         return {"changed": False, **said}
 """
-OWN = ("lock", "rollout", "service", "gate")
+OWN = ("lock", "rollout", "service", "gate", "gateway")
 Said = dict[str, dict[str, Any]]
 
 
@@ -63,6 +63,11 @@ class Fleet:
         """The hosts that were asked this in the last run, in the inventory's order."""
         lines = self._calls.read_text().splitlines() if self._calls.exists() else []
         return sorted({host for said, host, _ in map(json.loads, lines) if said == what})
+
+    def told(self, what: str = "") -> list[tuple[str, dict[str, Any]]]:
+        """What the hosts were asked in the last run (this alone, if it is named) with its arguments, in that order."""
+        lines = map(json.loads, self._calls.read_text().splitlines())
+        return [(said, arguments) for said, _, arguments in lines if what in ("", said)]
 
 
 def looked(release: str, *, waits: bool, history: tuple[dict[str, Any], ...] = (), **record: Any) -> dict[str, Any]:
@@ -243,3 +248,81 @@ def test_a_server_that_does_not_start_after_going_back_needs_hands(shell: Shell)
     assert "Once you know the cause, put right by:" in shell.err
     assert "  sglang-ops rollback -i hosts.yml --limit a\n" in shell.err
     assert fleet.asked("sglang_service rolled_back") == ["a"]
+
+
+def test_resume_keeps_the_flags_of_its_deploy_and_touches_its_own_services(shell: Shell) -> None:
+    options = {"batch": 1, "auto_rollback": False, "soak": 60}
+    look = looked("old", waits=True, options=options, paused={"who": "x", "since": 1, "why": "asked for"})
+    let = {"sglang_rollout resume": {"sglang_ops": {"kind": "rollout", "unfinished": []}}}
+    fleet = Fleet(shell, a={"sglang_rollout look": look, **let})
+    shell.playbook(
+        "plan", {"ansible.builtin.debug": {"msg": "planned {{ sglang_ops_rollout.options | to_json(sort_keys=true) }}"}}
+    )
+    shell.playbook(
+        "deploy",
+        {"ansible.builtin.debug": {"msg": "deployed {{ sglang_ops_rollout.options | to_json(sort_keys=true) }}"}},
+    )
+    assert fleet.run("rollout resume", "--soak", "5", "-v") == 0, shell.err
+    assert "As the roll-out began: --batch 1 --no-rollback." in shell.err
+    said = shell.err.replace('\\"', '"')
+    for done in ("planned", "deployed"):
+        assert f'{done} {{"auto_rollback": false, "batch": 1, "soak": 5}}' in said
+    assert [arguments["names"] for _, arguments in fleet.told("sglang_rollout resume")] == [["sglang-tiny"]]
+    assert fleet.run("rollout status") == 2
+    assert "with --batch 1 --soak 60 --no-rollback" in shell.out
+
+
+def test_resume_does_not_deploy_where_a_host_was_not_told(shell: Shell) -> None:
+    look = {"sglang_rollout look": looked("old", waits=True)}
+    let = {"sglang_rollout resume": {"sglang_ops": {"kind": "rollout", "unfinished": []}}}
+    fleet = Fleet(shell, a={**look, **let}, b={**look, "sglang_rollout resume": UNREACHABLE})
+    shell.playbook("plan", {"ansible.builtin.debug": {"msg": "planned"}})
+    shell.playbook("deploy", {"ansible.builtin.debug": {"msg": "deployed"}})
+    assert fleet.run("rollout resume", "-v") == 6
+    assert "b could not be reached" in shell.err
+    assert "deployed" not in shell.err
+
+
+def test_resume_refuses_the_file_of_another_service(shell: Shell) -> None:
+    fleet = Fleet(shell, a={"sglang_rollout look": looked("old", waits=True)})
+    config = yaml.safe_load((shell.home / "deployment.yaml").read_text())
+    config["deployment"]["served_model_name"] = "other"
+    (shell.home / "other.yaml").write_text(yaml.safe_dump(config))
+    assert fleet.run("rollout resume", "-c", "other.yaml") == 7
+    assert "The roll-out that is unfinished is of sglang-tiny; the file has sglang-other." in shell.err
+    assert fleet.asked("sglang_rollout resume") == []
+
+
+def test_copies_that_changed_before_the_one_that_failed_go_back_one_by_one(shell: Shell) -> None:
+    fleet = Fleet(shell, a={})
+    entry = {"host": "a", "service": "sglang-tiny-gateway"}
+    one, two, three = (
+        {
+            "name": f"sglang-tiny-{number}",
+            "deployed_stable": "old",
+            "release": "new",
+            "gateways": [{**entry, "url": f"http://a:800{number}"}],
+        }
+        for number in (1, 2, 3)
+    )
+    rollout = {"rejoin": 700, "drain_timeout": 9, "change": {"who": "me"}}
+    given = {
+        "__sglang_server_plan": {"rollout": rollout},
+        "__sglang_server_now": [three],
+        "__sglang_server_members": three["gateways"],
+        "__sglang_server_copies": [two, one],
+    }
+    role = {"name": "sglang_server", "tasks_from": "copies.yml"}
+    shell.playbook("verify", {"ansible.builtin.include_role": role, "vars": given})
+    assert fleet.run("verify") == 0, shell.err
+    (asked, first), (joined, _), *turns = fleet.told()
+    assert (asked, first["names"], joined) == ("sglang_gate", ["sglang-tiny-3"], "sglang_gateway joined")
+    for name, (left, away), (back, done), (gate, seen), (again, home) in zip(
+        ("sglang-tiny-2", "sglang-tiny-1"), *(turns[step::4] for step in range(4)), strict=True
+    ):
+        assert (left, again) == ("sglang_gateway left", "sglang_gateway joined")
+        assert (away["rejoin"], away["workers"]) == (700, home["workers"])
+        assert away["workers"] == [f"http://a:800{name[-1]}"]
+        assert (back, done["drain_timeout"], done["change"]) == ("sglang_service rolled_back", 9, {"who": "me"})
+        assert [(item["name"], item["to"]) for item in done["services"]] == [(name, "old")]
+        assert (gate, seen["names"]) == ("sglang_gate", [name])

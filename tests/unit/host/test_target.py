@@ -137,3 +137,13 @@ def test_a_server_that_does_not_start_on_the_way_back_is_told_as_down(
     assert left.failed
     assert left.result["sglang_ops"]["services"] == [{"name": NAME, "ok": False, "log": ["the end of its log"]}]
     assert (rollouts.newest(NAME)["release"], store.read_state(NAME)["release"]) == ("old", "new")
+
+
+def test_only_the_services_that_are_named_go_on() -> None:
+    mark, record = {"who": "x"}, {"who": "me", "started": 1, "image": "i"}
+    for name in ("sglang-m", "sglang-n"):
+        rollouts.write(name, {**record, "id": "r1", "paused": mark, "options": {"batch": 1}})
+    left = run(module, do="resume", names=["sglang-m"])
+    assert [item["service"] for item in left.result["sglang_ops"]["unfinished"]] == ["sglang-m"]
+    assert left.result["sglang_ops"]["unfinished"][0]["options"] == {"batch": 1}
+    assert [rollouts.read(name)["paused"] for name in ("sglang-m", "sglang-n")] == [None, mark]
