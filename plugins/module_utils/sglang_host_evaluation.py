@@ -85,6 +85,13 @@ def status(run):
     )
 
 
+def data(run):
+    """{task: hash of its data} as this host has checked it; tasks whose data only the harness reads are left out."""
+    known = read(run, "checked.json").get("tasks") or {}
+    found = {name: (one.get("dataset") or {}).get("sha256") for name, one in known.items()}
+    return {name: sha256 for name, sha256 in found.items() if sha256}
+
+
 def line(told):
     """How far a run is, in a few words: ifeval 120/541, 3.2/s, 2m10s left. Pure."""
     if told["state"] in ("starting", "checking"):
