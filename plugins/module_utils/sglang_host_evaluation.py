@@ -68,7 +68,8 @@ def status(run):
     if os.path.exists(os.path.join(directory(run), "cancelled")):
         state = "cancelled"
     elif state not in ("done", "refused") and systemd.state(properties) in ("inactive", "failed"):
-        state = state if state in ENDED else "failed"
+        ended = state if state in ENDED else "failed"
+        state = "starting" if systemd.queued(properties) else ended  # after a reboot, while the engine starts
     elif state in ENDED and state not in ("done", "refused"):
         state = "starting"  # systemd is about to begin the next life
     keys = ("why", "problems", "tasks", "done", "total", "rate", "seconds_left", "requests", "concurrency", "updated")
