@@ -76,17 +76,13 @@ class Session:
         return self._bring("waited", made.run, each=bool(made.job["repeat_on_hosts"]))
 
     def _same_model(self, made: Work, begun: Mapping[str, Any], *, check: bool) -> None:
-        """Hosts that share items have one model, or nothing is scored. Raises UsageError, with nothing left behind."""
-        models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
-        if made.job["repeat_on_hosts"] or len(set(models.values())) < 2:
+        """Hosts that share items have one model and the same data, or nothing is scored. Raises UsageError, with
+        nothing left behind."""
+        if made.job["repeat_on_hosts"] or not (wrong := differing(begun)):
             return
         if not check:
             self._play(STATES["rm"], {"run": made.run})
-        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
-        raise UsageError(
-            f"The hosts do not serve one model: {told}.",
-            fix="Deploy one to all of them, or compare them with --each.",
-        )
+        raise wrong
 
     def act(self, verb: str, run: str, *, check: bool) -> int:
         """What a verb does to a run that is there."""
@@ -250,6 +246,22 @@ def runs_of(played: _common.Played) -> dict[str, Any]:
         for host in played.state.hosts.values()
         for one in (host.result("evaluation").get("runs") or [])[:1]
     }
+
+
+def differing(begun: Mapping[str, Any]) -> UsageError | None:
+    """In what the hosts are not alike, as they have said when a run began."""
+    models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
+    if len(set(models.values())) > 1:
+        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
+        fix = "Deploy one to all of them, or compare them with --each."
+        return UsageError(f"The hosts do not serve one model: {told}.", fix=fix)
+    for task in dict.fromkeys(name for one in begun.values() for name in one.get("data") or {}):
+        data = {host: one["data"][task][:12] for host, one in begun.items() if task in (one.get("data") or {})}
+        if len(set(data.values())) > 1:
+            told = ", ".join(f"{host} has {sha256}" for host, sha256 in sorted(data.items()))
+            fix = "Put the same revision on all of them, or give dataset_dir beside the deployment file."
+            return UsageError(f"{task}: the hosts do not have the same data: {told} (SHA-256).", fix=fix)
+    return None
 
 
 def warnings_of(played: _common.Played) -> list[str]:

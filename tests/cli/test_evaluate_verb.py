@@ -231,3 +231,12 @@ def test_logs_take_the_service_that_they_ask_for(shell: Shell, monkeypatch: pyte
     assert "Name it with --service" in shell.err
     shell.run("evaluate", "logs", "-i", "hosts.yml", "--service", "b", "r")
     assert shown == ["sglang-b-evaluation-r"]
+
+
+def test_hosts_with_different_data_share_no_items(shell: Shell) -> None:
+    shell.inventory("one", "two")
+    rows = "{'run': 'r', 'state': 'running', 'data': {'ifeval': 'ab' if inventory_hostname == 'one' else 'cd'}}"
+    result = {"sglang_ops": {"kind": "evaluation", "runs": ["{{ " + rows + " }}"], "warnings": []}}
+    shell.playbook("evaluate", {"name": "a", "sglang_evaluation": {"result": result}})
+    assert shell.run("evaluate", "-i", "hosts.yml", "--name", "r") == 7
+    assert "ifeval: the hosts do not have the same data: one has ab, two has cd (SHA-256)." in shell.err
