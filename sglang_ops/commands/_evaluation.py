@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from sglang_ops import inventory_check, private, spec
+from sglang_ops import private, spec
 from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
 from sglang_ops.commands._evaluation_place import Place
@@ -36,12 +36,6 @@ def chosen(source: _deployment.Source, service: str | None) -> tuple[spec.Deploy
             f"{source.origin} names {names}, and one is evaluated at a time.", fix="Name it with --service."
         )
     return pairs[0]
-
-
-def base(config: Path | None, inventory: Sequence[str]) -> Path:
-    """Where relative paths of the deployment file begin: beside it."""
-    path = config or spec.find_deployment_file(None, inventory_check.paths(inventory))
-    return path.absolute().parent if path else Path.cwd()
 
 
 @dataclass
