@@ -230,7 +230,7 @@ class Session:
             err.print(f"Results: {', '.join(map(str, folders))}", soft_wrap=True)
         if states & {"running", "starting", "checking"}:
             _views.following([self._command("wait", run), self._command("status", run)], err)
-        elif states & {"failed", "stalled", "cancelled", "refused"}:
+        elif states & {"failed", "stalled", "stopped", "cancelled", "refused"}:
             _views.following([self._command("resume", run), self._command("logs", run)], err)
 
     def _command(self, verb: str, run: str) -> str:
