@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from sglang_ops import inventory_check, private, spec
+from sglang_ops import private, spec
 from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
 from sglang_ops.commands._evaluation_place import Place
@@ -36,12 +36,6 @@ def chosen(source: _deployment.Source, service: str | None) -> tuple[spec.Deploy
             f"{source.origin} names {names}, and one is evaluated at a time.", fix="Name it with --service."
         )
     return pairs[0]
-
-
-def base(config: Path | None, inventory: Sequence[str]) -> Path:
-    """Where relative paths of the deployment file begin: beside it."""
-    path = config or spec.find_deployment_file(None, inventory_check.paths(inventory))
-    return path.absolute().parent if path else Path.cwd()
 
 
 @dataclass
@@ -232,7 +226,7 @@ class Session:
             err.print(f"Results: {', '.join(map(str, folders))}", soft_wrap=True)
         if states & {"running", "starting", "checking"}:
             _views.following([self._command("wait", run), self._command("status", run)], err)
-        elif states & {"failed", "stalled", "cancelled", "refused"}:
+        elif states & {"failed", "stalled", "stopped", "cancelled", "refused"}:
             _views.following([self._command("resume", run), self._command("logs", run)], err)
 
     def _command(self, verb: str, run: str) -> str:
