@@ -68,7 +68,8 @@ def status(run):
     if os.path.exists(os.path.join(directory(run), "cancelled")):
         state = "cancelled"
     elif state not in ("done", "refused") and systemd.state(properties) in ("inactive", "failed"):
-        state = state if state in ENDED else "failed"
+        ended = state if state in ENDED else "failed"
+        state = "starting" if systemd.queued(properties) else ended  # after a reboot, while the engine starts
     elif state in ENDED and state not in ("done", "refused"):
         state = "starting"  # systemd is about to begin the next life
     keys = ("why", "problems", "tasks", "done", "total", "rate", "seconds_left", "requests", "concurrency", "updated")
@@ -83,6 +84,13 @@ def status(run):
         names=[t["name"] for t in job["tasks"]],
         model=job["server"]["model"],
     )
+
+
+def data(run):
+    """{task: hash of its data} as this host has checked it; tasks whose data only the harness reads are left out."""
+    known = read(run, "checked.json").get("tasks") or {}
+    found = {name: (one.get("dataset") or {}).get("sha256") for name, one in known.items()}
+    return {name: sha256 for name, sha256 in found.items() if sha256}
 
 
 def line(told):

@@ -211,7 +211,7 @@ class Host:
                 msg="The evaluation ended before it asked anything: %s" % (log[-1] if log else "its log is empty"),
                 sglang_ops={"kind": "evaluation", "runs": [now], "log": log},
             )
-        return now
+        return dict(now, data=evaluation.data(self.run))
 
     def waited(self, progress):
         while True:

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from sglang_ops import inventory_check, private, spec
+from sglang_ops import private, spec
 from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
 from sglang_ops.commands._evaluation_place import Place
@@ -36,12 +36,6 @@ def chosen(source: _deployment.Source, service: str | None) -> tuple[spec.Deploy
             f"{source.origin} names {names}, and one is evaluated at a time.", fix="Name it with --service."
         )
     return pairs[0]
-
-
-def base(config: Path | None, inventory: Sequence[str]) -> Path:
-    """Where relative paths of the deployment file begin: beside it."""
-    path = config or spec.find_deployment_file(None, inventory_check.paths(inventory))
-    return path.absolute().parent if path else Path.cwd()
 
 
 @dataclass
@@ -76,17 +70,13 @@ class Session:
         return self._bring("waited", made.run, each=bool(made.job["repeat_on_hosts"]))
 
     def _same_model(self, made: Work, begun: Mapping[str, Any], *, check: bool) -> None:
-        """Hosts that share items have one model, or nothing is scored. Raises UsageError, with nothing left behind."""
-        models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
-        if made.job["repeat_on_hosts"] or len(set(models.values())) < 2:
+        """Hosts that share items have one model and the same data, or nothing is scored. Raises UsageError, with
+        nothing left behind."""
+        if made.job["repeat_on_hosts"] or not (wrong := differing(begun)):
             return
         if not check:
             self._play(STATES["rm"], {"run": made.run})
-        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
-        raise UsageError(
-            f"The hosts do not serve one model: {told}.",
-            fix="Deploy one to all of them, or compare them with --each.",
-        )
+        raise wrong
 
     def act(self, verb: str, run: str, *, check: bool) -> int:
         """What a verb does to a run that is there."""
@@ -236,7 +226,7 @@ class Session:
             err.print(f"Results: {', '.join(map(str, folders))}", soft_wrap=True)
         if states & {"running", "starting", "checking"}:
             _views.following([self._command("wait", run), self._command("status", run)], err)
-        elif states & {"failed", "stalled", "cancelled", "refused"}:
+        elif states & {"failed", "stalled", "stopped", "cancelled", "refused"}:
             _views.following([self._command("resume", run), self._command("logs", run)], err)
 
     def _command(self, verb: str, run: str) -> str:
@@ -250,6 +240,22 @@ def runs_of(played: _common.Played) -> dict[str, Any]:
         for host in played.state.hosts.values()
         for one in (host.result("evaluation").get("runs") or [])[:1]
     }
+
+
+def differing(begun: Mapping[str, Any]) -> UsageError | None:
+    """In what the hosts are not alike, as they have said when a run began."""
+    models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
+    if len(set(models.values())) > 1:
+        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
+        fix = "Deploy one to all of them, or compare them with --each."
+        return UsageError(f"The hosts do not serve one model: {told}.", fix=fix)
+    for task in dict.fromkeys(name for one in begun.values() for name in one.get("data") or {}):
+        data = {host: one["data"][task][:12] for host, one in begun.items() if task in (one.get("data") or {})}
+        if len(set(data.values())) > 1:
+            told = ", ".join(f"{host} has {sha256}" for host, sha256 in sorted(data.items()))
+            fix = "Put the same revision on all of them, or give dataset_dir beside the deployment file."
+            return UsageError(f"{task}: the hosts do not have the same data: {told} (SHA-256).", fix=fix)
+    return None
 
 
 def warnings_of(played: _common.Played) -> list[str]:

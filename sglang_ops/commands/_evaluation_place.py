@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang_ops import inventory_check, spec
 from sglang_ops.commands import _deployment
 from sglang_ops.errors import OpsError, UsageError
 from sglang_ops.evaluation import results
@@ -15,10 +16,21 @@ from sglang_ops.evaluation.run import DEFAULT_DIRECTORY
 LEAST_BYTES = 100 * 1000 * 1000  # free where results are brought
 
 
-def written_directory(config: Path | None, inventory: Sequence[str]) -> str | None:
+def base(config: Path | None, inventory: Sequence[str]) -> Path:
+    """Where relative paths of the deployment file begin: beside it."""
+    path = config or spec.find_deployment_file(None, inventory_check.paths(inventory))
+    return path.absolute().parent if path else Path.cwd()
+
+
+def written_directory(config: Path | None, inventory: Sequence[str]) -> Path | None:
     """execution.output_dir of the deployment file that would be taken, if there is one that can be read."""
     with _deployment.find([config] if config else None, inventory, None, {}) as found:
-        return found.files[0].execution.output_dir if found else None
+        return of_file(found.files[0].execution.output_dir, base(config, inventory)) if found else None
+
+
+def of_file(written: str | None, beside: Path) -> Path | None:
+    """A directory that a file names: like its other paths, and the roll-out's gate, relative to the file."""
+    return beside / Path(written).expanduser() if written else None
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class Place:
     given: Path | None = None
 
     @classmethod
-    def of(cls, given: Path | None, written: str | None, run: str, config: Path | None = None) -> Place:
+    def of(cls, given: Path | None, written: Path | None, run: str, config: Path | None = None) -> Place:
         """The directory that is given, else the one that the file has written, else the usual one."""
         return cls(Path(given or written or DEFAULT_DIRECTORY).expanduser().absolute(), run, config, given)
 

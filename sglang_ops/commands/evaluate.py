@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sglang_ops.commands import _common, _deployment, _evaluation, _evaluation_view, _options
-from sglang_ops.commands._evaluation_place import Place, written_directory
+from sglang_ops.commands._evaluation_place import Place, base, of_file, written_directory
 from sglang_ops.commands._options import Output
 from sglang_ops.commands.evaluate_compare import compare
 from sglang_ops.commands.evaluate_export import export
@@ -107,10 +107,10 @@ def evaluate(
         made = runs.work(
             file, deployment,
             run=runs.check_name(name) if name else runs.new_name(datetime.now(UTC)),
-            base=_evaluation.base(config, inventory),
+            base=base(config, inventory),
             only=task or (), limit=limit_samples, repeat_on_hosts=each,
         )  # fmt: skip
-        place = Place.of(output_dir, file.execution.output_dir, made.run, config)
+        place = Place.of(output_dir, of_file(file.execution.output_dir, made.base), made.run, config)
         place.check(new=True)
         with _common.run_folder("evaluate", target) as folder:
             folder.hide(source.secrets() | runs.secret_values(file))

@@ -271,16 +271,16 @@ def _check_environment(file: DeploymentFile, wanted: Sequence[Task]) -> None:
     common = {name: (where, value) for where, layer in _common(file) for name, value in layer.items()}
     used = [(where, name, value) for name, (where, value) in common.items()]
     for task in wanted:
-        where = f"env_vars of evaluation.tasks' {task.name}"
+        where = f"evaluation.tasks ({task.name}).env_vars"
         used += [(where, name, value) for name, value in task.env_vars.items()]
         theirs = next((name for name, value in task.env_vars.items() if value.kind == "runtime"), None)
         if theirs:
             raise UsageError(
-                f"{where}: {theirs} is a variable of the hosts (runtime:), which all tasks of a run have.",
+                f"{where}.{theirs} is a variable of the hosts (runtime:), which all tasks of a run have.",
                 fix="Write it in evaluation.env_vars.",
             )
     for where, name, value in used:
         if value.kind == "host" and not os.environ.get(value.value):
             raise UsageError(
-                f"{where}: {name} is the variable {value.value}, which is not set here.", fix=f"export {value.value}=…"
+                f"{where}.{name}: the variable {value.value} is not set here.", fix=f"export {value.value}=…"
             )

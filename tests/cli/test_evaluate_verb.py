@@ -210,12 +210,13 @@ def test_each_host_has_a_folder_of_its_own_and_a_lost_one_is_no_success(shell: S
 def test_the_next_command_finds_the_same_place(shell: Shell) -> None:
     archive(shell.home)
     written = DEPLOYMENT + yaml.safe_dump({**EVALUATION, "execution": {"output_dir": "elsewhere"}})
-    (shell.home / "other.yaml").write_text(written)
+    (shell.home / "files").mkdir()
+    (shell.home / "files/other.yaml").write_text(written)
     answers(shell, told("running"), told("done"))
-    assert shell.run("evaluate", "-i", "hosts.yml", "-c", "other.yaml", "--name", "r", "--detach") == 0
-    assert "evaluate wait -i hosts.yml -c other.yaml r" in shell.err
-    assert shell.run("evaluate", "wait", "-i", "hosts.yml", "-c", "other.yaml", "r") == 0
-    assert (shell.home / "elsewhere" / "r" / "run.json").exists()
+    assert shell.run("evaluate", "-i", "hosts.yml", "-c", "files/other.yaml", "--name", "r", "--detach") == 0
+    assert "evaluate wait -i hosts.yml -c files/other.yaml r" in shell.err
+    assert shell.run("evaluate", "wait", "-i", "hosts.yml", "-c", "files/other.yaml", "r") == 0
+    assert (shell.home / "files/elsewhere/r/run.json").exists(), "beside the file, like its other paths"
     assert not (shell.home / "results").exists()
     assert shell.run("evaluate", "-i", "hosts.yml", "--output-dir", "third", "--name", "q", "--detach") == 0
     assert "evaluate wait -i hosts.yml --output-dir third q" in shell.err
@@ -231,3 +232,12 @@ def test_logs_take_the_service_that_they_ask_for(shell: Shell, monkeypatch: pyte
     assert "Name it with --service" in shell.err
     shell.run("evaluate", "logs", "-i", "hosts.yml", "--service", "b", "r")
     assert shown == ["sglang-b-evaluation-r"]
+
+
+def test_hosts_with_different_data_share_no_items(shell: Shell) -> None:
+    shell.inventory("one", "two")
+    rows = "{'run': 'r', 'state': 'running', 'data': {'ifeval': 'ab' if inventory_hostname == 'one' else 'cd'}}"
+    result = {"sglang_ops": {"kind": "evaluation", "runs": ["{{ " + rows + " }}"], "warnings": []}}
+    shell.playbook("evaluate", {"name": "a", "sglang_evaluation": {"result": result}})
+    assert shell.run("evaluate", "-i", "hosts.yml", "--name", "r") == 7
+    assert "ifeval: the hosts do not have the same data: one has ab, two has cd (SHA-256)." in shell.err

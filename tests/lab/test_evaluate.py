@@ -463,3 +463,20 @@ def test_a_server_with_a_key_is_measured_and_nobody_sees_it(lab: Lab) -> None:
     kept = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
     assert any(path.name == "report.html" for path in kept)
     assert not [path for path in kept if CANARY.encode() in path.read_bytes() or KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_of_hosts_that_serve_together_the_first_is_asked(lab: Lab) -> None:
+    """Last in this file: what `serve` changes stays in the lab's deployment file."""
+    serve(lab, "answers.jsonl", nodes=2, tensor_parallel_size=2)
+    try:
+        done = evaluate(lab, "--name", "group", "-t", "ifeval", "-t", "capitals")
+        assert done["ok"], done
+        assert scores(done) == {name: EXPECTED[name] for name in ("ifeval", "capitals")}
+        run = json.loads((lab.folder / "results" / "group" / "run.json").read_text())
+        assert run["hosts"] == [lab.hosts[0]]
+        assert "group" not in runs(lab, lab.hosts[1])
+        resumed = evaluate(lab, "group", verb="resume")
+        assert resumed["ok"], resumed
+    finally:
+        lab.write("deployment", nodes=None, tensor_parallel_size=None)

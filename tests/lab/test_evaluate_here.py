@@ -156,6 +156,7 @@ def test_it_goes_on_after_ctrl_c_and_asks_only_what_is_missing(lab: Lab) -> None
 
 def test_a_run_whose_command_was_killed_is_seen_watched_and_cancelled(lab: Lab) -> None:
     """The program has outlived its command; two of them never share a run."""
+    serve(lab, "slowest.jsonl")
     running, status = begin(lab, "alone")
     running.kill()
     running.communicate(timeout=60)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sglang_ops.evaluation.agent import samples
-from sglang_ops.evaluation.agent.lmeval import LmEvalTask, scored_together
+from sglang_ops.evaluation.agent.lmeval import LmEvalTask, cause, scored_together
 from sglang_ops.evaluation.agent.task import Problem
 
 
@@ -77,6 +77,31 @@ def test_a_task_without_a_score_by_item_is_refused_before_it_is_asked(check: Cal
         check(bleu=bleu, chrf=bleu)
     assert check(bleu=bleu, acc=mean)["primary"] == "acc", "the first that is one"
     assert check()["primary"] == "", "what it scores itself is not known beforehand"
+
+
+def test_a_data_set_without_items_is_refused(
+    check: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Loaded, "eval_docs", ())
+    with pytest.raises(Problem, match="its data set has no items"):
+        check(acc=mean)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "401 Client Error: Unauthorized for url: https://huggingface.co/api/x/y",
+            "x/y is gated. Set HF_TOKEN",
+        ),
+        ("403 Client Error. Access to dataset x/y is restricted", "x/y is gated. Set HF_TOKEN"),
+        ("Dataset 'x/y' is a gated dataset on the Hub", "x/y is gated. Set HF_TOKEN"),
+        ("Couldn't reach 'x/y' on the Hub (offline mode is enabled)", "x/y is not on the host and cannot be reached"),
+        ("column answer is missing", "RuntimeError: column answer is missing"),
+    ],
+)
+def test_why_data_cannot_be_loaded_is_told_with_what_to_do(error: str, told: str) -> None:
+    assert told in cause(RuntimeError(error), "x/y")
 
 
 def test_what_is_no_score_of_an_item_is_left_out() -> None:

@@ -101,6 +101,16 @@ def test_several_filters_are_several_metrics(tmp_path: Path) -> None:
     assert row["scores"] == {"acc,a": 1.0, "acc,b": 0.0}
 
 
+def test_a_metric_that_is_no_mean_over_items_is_no_score_of_them(tmp_path: Path) -> None:
+    """The harness's own value tells: its mean of instructions is one, f1 over all answers is not."""
+    metrics = {"metrics": ["acc", "f1"]}
+    entries = [entry(0, [True, False, False], f1=[1, 0], **metrics), entry(1, [True], f1=[1, 1], **metrics)]
+    log(tmp_path / "samples_one_2026-01-01T00-00-00.1.jsonl", entries)
+    told = {"results": {"one": {"alias": "one", "acc,none": 0.5, "f1,none": 2 / 3}}}
+    (tmp_path / "results_2026-01-01T00-00-00.1.json").write_text(json.dumps(told))
+    assert [row["scores"] for row in nvidia.lm_eval(tmp_path)] == [{"acc": 1 / 3}, {"acc": 1.0}]
+
+
 def task(tmp_path: Path, shards: list[list[int]], place: int = 1) -> NvidiaTask:
     item = {"name": "t", "shards": shards, "nvidia": {"place": place, "distribution": "d", "package": "p"}}
     return NvidiaTask(item, {"host": "h"}, tmp_path, {})

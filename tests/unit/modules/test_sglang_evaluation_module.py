@@ -101,3 +101,30 @@ def test_a_check_that_takes_too_long_leaves_nothing_that_asks_the_model(host: Ho
     assert "were not checked within 0 s" in done.result["msg"]
     assert host.left == []
     assert "disable" in host.asked
+
+
+def test_a_start_tells_by_which_hash_the_data_are_known(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.life = {"state": "running"}
+    read = host.module.evaluation.read
+    known = {"tasks": {"t": {"dataset": {"sha256": "abc"}}, "n": {"dataset": {"sha256": None}}}}
+    monkeypatch.setattr(
+        host.module.evaluation, "read", lambda run, name: known if name == "checked.json" else read(run, name)
+    )
+    (told,) = host.start().result["sglang_ops"]["runs"]
+    assert told["data"] == {"t": "abc"}
+
+
+def test_of_two_that_begin_one_run_the_second_is_refused(host: Host) -> None:
+    host.life = {"state": "running"}
+    began: list[bool] = []
+
+    def other() -> None:
+        host.begun = lambda: None
+        began.append(host.start().failed)
+
+    host.begun = other  # while the first is asking its questions
+    done = host.start()
+    assert began == [False]
+    assert done.failed
+    assert done.result["msg"].startswith("There is a run r on this host.")
+    assert json.loads((host.runs / "r" / "job.json").read_text())["deployment"] == "sglang-m"
