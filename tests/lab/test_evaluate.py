@@ -331,6 +331,9 @@ def test_a_lost_hosts_items_are_taken_over(lab: Lab) -> None:
         assert whole["hosts"] == [lab.hosts[0]]
     finally:
         ops("lab", "poweron", "--name", lab.name, lab.hosts[1], timeout=200)
+    # What the lost host had begun goes on there by itself, and keeps deploys away until it has ended.
+    ended = evaluate(lab, "lost", "-l", lab.hosts[1], verb="cancel")
+    assert (ended["ok"], ended["states"]) == (True, {lab.hosts[1]: "cancelled"}), ended
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from .proxy import Proxy, Route
 from .store import Store
 from .task import read, write
 from .upstream import Server, Stalled, Upstream, measure
-from .work import BOTH, CHECK, RUN
+from .work import AGAIN, BOTH, CHECK, RUN
 
 _EVERY_SECONDS = 1.0
 _RATE_SECONDS = 60.0
@@ -191,13 +190,7 @@ def main() -> int:
     begins = stage == 0 and what != RUN
     if begins:
         (directory / "checked.json").unlink(missing_ok=True)
-    again = begins and (directory / "again").exists()  # asked by `evaluate resume`, which waits for the check
-    life = Life(directory, what, stage, awaited=again)
-    if again:
-        life.store.forget_failed()
-        shutil.rmtree(directory / "results", ignore_errors=True)
-        (directory / "again").unlink()
-    return life.live()
+    return Life(directory, what, stage, awaited=(directory / AGAIN).exists()).live()
 
 
 if __name__ == "__main__":

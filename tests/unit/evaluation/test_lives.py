@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from sglang_ops.evaluation.agent import __main__ as agent
+from sglang_ops.evaluation.agent import work
 from sglang_ops.evaluation.agent.store import Answer, Key, Store
+from sglang_ops.evaluation.agent.task import Problem
 
 
 @pytest.fixture
@@ -49,3 +52,26 @@ def test_after_a_reboot_it_is_tried_again_and_on_resume_it_is_told(directory: Pa
     assert told(directory, monkeypatch) == (1, "failed", "t: no hub.")
     (directory / "again").touch()
     assert told(directory, monkeypatch) == (7, "refused", "")
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_what_was_scored_goes_only_once_the_check_has_passed(passes: bool, directory: Path, monkeypatch: Any) -> None:
+    class Task:
+        """Checked as the test says; asks nothing."""
+
+        name, run = "t", staticmethod(lambda *_: None)
+        environment = staticmethod(contextlib.nullcontext)
+
+        def check(self) -> dict[str, Any]:
+            if not passes:
+                raise Problem("no hub.")
+            return {}
+
+    monkeypatch.setattr(work, "_task", lambda *_: Task())
+    store = Store(directory / "answers.sqlite")
+    store.put(Key("t", 0, "d", 0), Answer(failed="status 500"))
+    (directory / "results" / "t").mkdir(parents=True)
+    (directory / "again").touch()
+    assert work.main(directory, "", work.BOTH, 0, {}) == (0 if passes else 7)
+    assert store.count("t")["failed"] == (not passes)
+    assert (directory / "results").exists() == (directory / "again").exists() == (not passes)
