@@ -25,7 +25,7 @@ DROP_IN = f"/etc/systemd/system/{SERVICE}.service.d"
 class Bad:
     """A bad release: the simulator's fault, or the place of a host on which alone it does not start.
 
-    `notice` is in how many seconds from its start it is to be noticed, `reaches` how many hosts it may change.
+    `notice` is in how many seconds from its start it is to be noticed, `reaches` how many hosts it changes.
     """
 
     name: str
@@ -128,7 +128,7 @@ def _wrong(
 ) -> Iterator[str]:
     if rolled.exit_code != bad.exit_code:
         yield f"exit {rolled.exit_code}"
-    if len(rolled.changed) > bad.reaches:
+    if len(rolled.changed) != bad.reaches:
         yield f"it reached {', '.join(rolled.changed)}"
     if rolled.noticed is None or rolled.noticed > bad.notice:
         yield f"noticed after {rolled.noticed} s, not {bad.notice:g} s"

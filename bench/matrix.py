@@ -142,7 +142,7 @@ def _common() -> Iterator[Cell]:
         "gate": {"new": _fault("slow-start:4")},
     }
     for step in STEPS:
-        for fault, exits in (("killed", ()), ("rebooted", (6,)), ("cut", (0, 6))):
+        for fault, exits in (("killed", ()), ("rebooted", (3, 6)), ("cut", (0, 6))):
             cut = fault == "rebooted" and step == "drain"
             yield Cell(step, fault, exits, cut=cut, **lasting.get(step, {}))
 
@@ -229,7 +229,7 @@ class Try:
             data = event.get("event_data") or {}
             if event["event"] == "runner_on_start" and data.get("host") == self.host and in_turn(data):
                 reached.append(str(data.get("resolved_action") or "").rpartition(".")[2])
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 45
         wanted = _STATES.get(step) if self.cell.fault in ("killed", "rebooted", "cut") else None
         while wanted and self.fleet.ssh(self.host, f"systemctl is-active {SERVICE}").strip() != wanted:
             if time.monotonic() > deadline:

@@ -11,6 +11,7 @@ from sglang_ops.registered import RESULT, plan_of
 
 Hostvars = Mapping[str, Mapping[str, Any]]
 
+BACK = "__sglang_server_back"  # what the role sglang_server registers where a change failed, last of all
 LEFT = "sglang_gateway_left"  # what roles/sglang_gateway/tasks/leave.yml registers
 
 
@@ -67,12 +68,12 @@ def apart(
     `registers` are the variables that hold what each said at the step, `phase` what its report must say of itself.
     """
     host, hostvars = str(task_vars["inventory_hostname"]), task_vars["hostvars"]
-    playing = set(map(str, task_vars["ansible_play_hosts"]))
+    playing = _playing(task_vars)
     found = {}
     for service in services:
         others = [name for name in members(service) if name != host]
         mates = [
-            Mate(name, name in playing, (hostvars[name].get(register) or {}) if name in playing else {})
+            Mate(name, name in playing, hostvars[name].get(register) or {})
             for name in others
             for register in registers or ("",)
         ]
@@ -90,7 +91,7 @@ def staying(services: Iterable[Mapping[str, Any]], task_vars: Mapping[str, Any])
     Of a group, only the host that is asked has gateways to leave: the others have nothing to say here.
     """
     host, hostvars = str(task_vars["inventory_hostname"]), task_vars["hostvars"]
-    playing = set(map(str, task_vars["ansible_play_hosts"]))
+    playing = _playing(task_vars)
     found = {}
     for service in services:
         others = [name for name in members(service) if name != host]
@@ -101,6 +102,11 @@ def staying(services: Iterable[Mapping[str, Any]], task_vars: Mapping[str, Any])
         if reasons:
             found[str(service["name"])] = reasons
     return found
+
+
+def _playing(task_vars: Mapping[str, Any]) -> set[str]:
+    """The hosts that still change. One that has failed stays in the play, so that others may go on without it."""
+    return {str(name) for name in task_vars["ansible_play_hosts"] if BACK not in task_vars["hostvars"][name]}
 
 
 def _said(looped: Mapping[str, Any] | None) -> Mapping[str, Any]:

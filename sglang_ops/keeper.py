@@ -18,182 +18,16 @@ import shutil
 import signal
 import socket
 import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sglang_ops import lock_order, processes
+from sglang_ops import processes
+from sglang_ops.grip import LINE_BYTES, Answer, Grip, undisturbed
+from sglang_ops.lock_turns import Turns
 
 BEAT_SECONDS = 5
-BEGIN_SECONDS = 60  # in which a connection must bring the holder to speak
 REGAIN_SECONDS = 3  # between two attempts to lock again a host that was rebooted or cut off
-END_SECONDS = 5
-UNREACHED = 255  # ssh's own exit code
-TOLD_BYTES = 4000
-LINE_BYTES = 1 << 20
-STUCK_SECONDS = 2  # without a worker for the host that is next: Ansible has none left for it, or it needs no lock
-SKIPPED = {"skipped": True}
-Answer = dict[str, Any]
-Tell = Callable[[Answer], None]
-
-
-class Turns:
-    """Hosts are connected all at once, and locked one after the other, in an order that is everyone's.
-
-    So of two operators whose hosts overlap exactly one gets all of its own: who meets the other on a host has all of
-    its hosts before that one, and the other can only be stopped on one after it. After the first host that somebody
-    else has, none is locked any more. It also keeps operators who wait from waiting for each other.
-    """
-
-    def __init__(self) -> None:
-        self._left: list[str] = []
-        self._asked: set[str] = set()
-        self._planned = False
-        self._moved = 0.0
-        self._change = asyncio.Condition()
-        self.refused = False
-
-    def plan(self, hosts: Sequence[str]) -> None:
-        """`hosts` in their order: those of which each is expected to ask."""
-        self._left = [host for host in hosts if host not in self._asked]
-        self._planned = True
-
-    def ask(self, host: str) -> None:
-        if self._planned and host not in self._asked | {*self._left}:  # one that changes because of its group
-            self._left = lock_order.ordered([*self._left, host])
-        self._asked.add(host)
-        self._moved = asyncio.get_running_loop().time()
-
-    async def mine(self, host: str) -> bool:
-        """Wait until it is the turn of `host`; False where somebody else has one of the hosts before it."""
-        async with self._change:
-            while not self.refused and host in self._left and self._left[0] != host:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._change.wait(), STUCK_SECONDS / 2)
-                self._pass_over()
-        return not self.refused
-
-    def _pass_over(self) -> None:
-        """Do not wait for hosts that will not ask."""
-        if asyncio.get_running_loop().time() - self._moved > STUCK_SECONDS:
-            while self._left and self._left[0] not in self._asked:
-                del self._left[0]
-
-    async def had(self, host: str, answer: Answer) -> None:
-        async with self._change:
-            self.refused = self.refused or bool(answer.keys() & {"busy", "unfinished"})
-            self._left = [other for other in self._left if other != host]
-            self._moved = asyncio.get_running_loop().time()
-            self._change.notify_all()
-
-
-class Grip:
-    """The lock of one host: the connection to the process there that holds it."""
-
-    def __init__(self, request: Answer) -> None:
-        self.host = str(request["host"])
-        self._request = request
-        self._until = time.monotonic() + float(request.get("wait") or 0)
-        self._ready = False
-        self._process: asyncio.subprocess.Process | None = None
-        self._told = b""
-        self.held: Answer | None = None
-
-    async def take(self, tell: Tell, turn: Callable[[], Awaitable[bool]] | None = None) -> Answer:
-        """Lock the host when `turn` says so, passing on what is waited for.
-
-        Returns the last line: held, busy, unfinished or ended; skipped where `turn` says no.
-        """
-        for attempt in (1, 2):
-            answer = await self._attempt(tell, turn)
-            if answer.get("ended") != UNREACHED or attempt == 2:  # like ansible.cfg: one more try
-                break
-        self.held = answer if "held" in answer else None
-        return answer
-
-    async def _attempt(self, tell: Tell, turn: Callable[[], Awaitable[bool]] | None) -> Answer:
-        self._told, self._ready = b"", False
-        self._process = process = await asyncio.create_subprocess_exec(
-            *self._request["argv"],
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=LINE_BYTES,
-        )
-        asking = asyncio.create_task(self._listen())
-        if not self._request.get("password"):
-            self._send(str(self._request["input"]).encode())
-        patience: float | None = BEGIN_SECONDS
-        assert process.stdout  # noqa: S101 - a pipe
-        while True:
-            try:
-                line = await asyncio.wait_for(process.stdout.readline(), patience)
-            except TimeoutError:
-                self._told += b"\nThe host did not answer in time."
-                process.kill()
-                line = b""
-            if not line:
-                break
-            if line.startswith(b"BECOME-SUCCESS-") and self._request.get("password"):
-                self._send(str(self._request["input"]).encode())
-            with contextlib.suppress(ValueError):
-                said = json.loads(line)
-                if "ready" in said:
-                    self._ready = True
-                    if turn and not await turn():
-                        return SKIPPED
-                    self._send(b"%.3f!" % max(0.0, self._until - time.monotonic()))
-                    continue
-                if not said.keys() & {"waiting", "settling"}:
-                    return dict(said)
-                patience = None
-                tell(said)
-        code = await process.wait()
-        await asyncio.wait([asking], timeout=0.2)  # a master connection that ssh left behind may keep it open
-        return {"ended": code, "said": self._told.decode(errors="replace").strip()}
-
-    async def _listen(self) -> None:
-        """Keep the end of what ssh and sudo say, and give sudo its password once."""
-        assert self._process  # noqa: S101 - started just before
-        assert self._process.stderr  # noqa: S101
-        password, prompt = self._request.get("password"), str(self._request.get("prompt") or "").encode()
-        while piece := await self._process.stderr.read(TOLD_BYTES):
-            self._told = (self._told + piece)[-TOLD_BYTES:]
-            if password and prompt and prompt in self._told:
-                self._told = self._told.replace(prompt, b"")
-                self._send(f"{password}\n".encode())
-                password = None
-
-    def _send(self, data: bytes) -> None:
-        if self._process and self._process.stdin and not self._process.stdin.is_closing():
-            self._process.stdin.write(data)
-
-    def beat(self) -> None:
-        """Say that the run lives; not before the holder can hear it, for sudo may be asking for its password."""
-        if self._ready:
-            self._send(b"\n")
-
-    async def lost(self) -> bool:
-        """Wait until the holder is gone; True if somebody has released it by force."""
-        assert self._process  # noqa: S101 - it was held
-        await self._process.wait()
-        await asyncio.sleep(0)
-        return "released" in self._told.decode(errors="replace").splitlines()
-
-    async def end(self) -> None:
-        """Let go: the holder ends when its input does."""
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(OSError):
-            assert process.stdin  # noqa: S101 - a pipe
-            process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), END_SECONDS)
-        except TimeoutError:  # the link is cut; the holder will notice by itself
-            process.kill()
-            await process.wait()
 
 
 class Keeper:
@@ -280,12 +114,14 @@ class Keeper:
         while True:
             if await grip.lost():
                 return self._stop(grip.host, "it was released by hand")
-            answer: Answer = {}
+            first, answer = grip.held or {}, {}
             while "held" not in answer:
                 await asyncio.sleep(REGAIN_SECONDS)
                 answer = await grip.take(lambda _: None)
                 if "busy" in answer:
                     return self._stop(grip.host, f"{answer['busy'].get('who')} has it now")
+            if not undisturbed(first, answer):
+                return self._stop(grip.host, "somebody else has had it meanwhile")
 
     def _stop(self, host: str, why: str) -> None:
         progress = os.environ.get("SGLANG_OPS_PROGRESS")

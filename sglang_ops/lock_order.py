@@ -1,4 +1,4 @@
-"""In which order the hosts of a run are locked. Pure; `sglang_ops.keeper.Turns` says why there is one."""
+"""In which order the hosts of a run are locked. Pure; `sglang_ops.lock_turns.Turns` says why there is one."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ Hostvars = Mapping[str, Mapping[str, Any]]
 BEGUN = "__sglang_server_begun"
 TURN = "__sglang_server_turn"
 GATE = "__sglang_server_gate"
+FAILED = "__sglang_server_failed"
 DEFAULT_CANARY = 1
 DEFAULT_BATCH = "25%"  # as Kubernetes' maxUnavailable
 
@@ -97,8 +98,8 @@ def sizes_back(names: Sequence[str], batch: int | str, hostvars: Hostvars) -> li
 
 
 def stops_for(names: Sequence[str], left: Sequence[str], hostvars: Hostvars) -> bool:
-    """`stops` for the hosts `names` of a play, of which those `left` have not failed."""
-    lost = set(names) - set(left)
+    """`stops` for the hosts `names` of a play, of which those `left` are still in it."""
+    lost = (set(names) - set(left)) | {name for name in names if FAILED in hostvars[name]}
     if not lost:
         return False
     canary, batch, serving = _settings(names, hostvars)

@@ -23,7 +23,7 @@ _NO_SERVICE = Service(name="")
 
 @dataclass(frozen=True)
 class RunRollout:
-    """Settings of the files with the flags over them; `digests` are those of a roll-out that goes on, by image."""
+    """Settings of the files with the flags, `options`, over them; `digests` are those of a roll-out that goes on."""
 
     settings: Rollout
     identity: str
@@ -31,6 +31,7 @@ class RunRollout:
     started: int
     digests: Mapping[str, str] = field(default_factory=dict)
     resume: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, files: Sequence[DeploymentFile], given: Mapping[str, Any]) -> RunRollout:
@@ -39,7 +40,8 @@ class RunRollout:
         Raises PreflightError where an option cannot be used.
         """
         try:
-            settings = rollout.merged([file.rollout for file in files], given.get("options") or {})
+            options = given.get("options") or {}
+            settings = rollout.merged([file.rollout for file in files], options)
         except ValidationError as error:
             raise PreflightError(*told(error, "rollout.{}"), fix=fix_of(error)) from None
         return cls(
@@ -49,6 +51,7 @@ class RunRollout:
             started=int(given.get("started") or time.time()),
             digests=given.get("digests") or {},
             resume=bool(given.get("resume")),
+            options=options,
         )
 
     def going_on(self, names: Sequence[str], hostvars: rollout.Hostvars) -> RunRollout:
@@ -101,7 +104,7 @@ class RunRollout:
         described = {item.name: rollout.described(item.deployment) for item in wanted}
         changing = [item["name"] for item in services if item["action"] != "none"]
         drain = self.settings.drain_timeout or settings.drain_timeout
-        common = {"id": self.identity, "who": self.who, "started": self.started}
+        common = {"id": self.identity, "who": self.who, "started": self.started, "options": dict(self.options)}
         return {
             **self.settings.model_dump(include={"canary", "batch", "max_failures", "order", "auto_rollback"}),
             "gate": self.settings.gate.model_dump() if self.settings.gate else {},
@@ -134,10 +137,30 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a roll-out that a command line gave, without those that it did not. Raises PreflightError."""
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        Rollout.model_validate(given)
+        made = Rollout.model_validate(given)
     except ValidationError as error:
         raise PreflightError(*told(error, "--{}"), fix=fix_of(error)) from None
-    return given
+    return {name: getattr(made, name) for name in given}
+
+
+def flags(*, rollback: bool | None = None, surge: bool | None = None, **others: Any) -> dict[str, Any]:
+    """What was given of the flags that several verbs have for a roll-out. Raises PreflightError."""
+    surging = None if surge is None else "auto" if surge else "never"
+    return checked({**others, "auto_rollback": rollback, "surge": surging})
+
+
+def typed(options: Mapping[str, Any]) -> list[str]:
+    """Options of a roll-out as the flags that they were given by."""
+    words: list[str] = []
+    for name in (key for key in Rollout.model_fields if key in options):
+        value = options[name]
+        if name == "auto_rollback":
+            words.append("--rollback" if value else "--no-rollback")
+        elif name == "surge":
+            words.append("--no-surge" if value == "never" else "--surge")
+        else:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
 
 
 def told(error: ValidationError, how: str) -> tuple[str]:

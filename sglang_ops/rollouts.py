@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from sglang_ops.errors import PreflightError
 from sglang_ops.events import RunState
 from sglang_ops.planning.release import differences
 
@@ -15,7 +16,7 @@ from sglang_ops.planning.release import differences
 class Unfinished:
     """A roll-out that has not finished: `waiting` hosts have still to change, `changed` have changed in it.
 
-    One that `failed` on a host is over: nobody is to go on with it.
+    One that `failed` on a host is over: nobody is to go on with it. `options` are those that it was begun with.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Unfinished:
     failed: tuple[str, ...]
     paused: Mapping[str, Any]
     digests: Mapping[str, str]
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,24 @@ def _unfinished(
         failed=failed,
         paused=dict(marks[0], since=moment(marks[0]["since"])) if marks else {},
         digests={record["ref"]: record["image"] for _, record in rows if record.get("ref")},
+        options={name: value for _, record in rows for name, value in (record.get("options") or {}).items()},
     )
+
+
+def of_file(open_ones: Sequence[Unfinished], services: Collection[str]) -> list[Unfinished]:
+    """The roll-outs with which a file that deploys `services` goes on; those of other services are left alone.
+
+    Raises PreflightError where it goes on with none, or lacks a service of one: then it is not the file of before.
+    """
+    fix = "Resume with the file of before, or take the roll-out back with `rollout undo` and deploy this one."
+    meant = [item for item in open_ones if not set(services).isdisjoint(item.services)]
+    missing = {name: None for item in meant or open_ones for name in item.services if name not in services}
+    if missing:
+        has = ", ".join(services) or "nothing"
+        raise PreflightError(
+            f"The roll-out that is unfinished is of {', '.join(missing)}; the file has {has}.", fix=fix
+        )
+    return meant
 
 
 def _changed_in(item: Mapping[str, Any], identity: str) -> bool:

@@ -21,6 +21,7 @@ from sglang_ops.errors import OpsError, PreflightError
 from sglang_ops.evaluation import harness, run
 from sglang_ops.planning import ResolvedImage, Settings
 from sglang_ops.planning.command import Mount
+from sglang_ops.planning.nodes import answering
 from sglang_ops.saving import shown
 from sglang_ops.sending import SendingAction
 from sglang_ops.spec import Deployment
@@ -51,7 +52,7 @@ class ActionModule(SendingAction):
         work, host = given["work"], str(variables["inventory_hostname"])
         deployments = deployments_of(variables, self._templar)
         deployment = next((item for item in deployments if item.service_name == work["job"]["deployment"]), None)
-        if deployment is None:  # it is meant for other hosts
+        if deployment is None or host not in self._asked(deployment, variables):  # it is meant for other hosts
             return {"changed": False, "sglang_ops": {"kind": "evaluation", "runs": [], "executions": 0}}
         if given["do"] == "described":
             return self._describe(work, deployment, variables)
@@ -107,9 +108,14 @@ class ActionModule(SendingAction):
         return resolve_once(ref, settings, Path(C.DEFAULT_LOCAL_TMP))
 
     @staticmethod
+    def _asked(deployment: Deployment, variables: dict[str, Any]) -> list[str]:
+        """The hosts whose servers are asked: of those that serve a model together, only the first answers."""
+        return answering(deployment, hosts_of(deployment, variables))
+
+    @staticmethod
     def _shared(job: dict[str, Any], deployment: Deployment, variables: dict[str, Any]) -> list[dict[str, Any]]:
-        """The tasks with this host's share of the items: every n-th, by its place among the hosts that serve."""
-        meant = hosts_of(deployment, variables)
+        """The tasks with this host's share of the items: every n-th, by its place among the hosts that are asked."""
+        meant = ActionModule._asked(deployment, variables)
         hosts = [str(host) for host in variables["ansible_play_hosts_all"] if str(host) in meant]
         share = [0, 1] if job["repeat_on_hosts"] else [hosts.index(str(variables["inventory_hostname"])), len(hosts)]
         return [dict(task, shards=[share]) for task in job["tasks"]]

@@ -6,6 +6,7 @@ is told what came of it.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -72,15 +73,18 @@ class ActionModule(ProgressAction):
             name = gate.work.run
             work = gate.work.variables()
             work["job"] = work["job"] | {"only": names}  # of several replicas, those that have changed by now
-            self._evaluation("started", work, variables)
-            with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:
-                ended = self._evaluation("waited", {"run": name}, variables, fetch=private)
-                (one,) = ended["sglang_ops"]["runs"]
-                unpacked = run_results.unpack(Path(private) / f"{host}.tar.gz", Path(private) / host)
-                part = run_results.Part(host, unpacked, str(one["state"]), str(one.get("why") or ""))
-                folder = gate.output / f"{name}-{host}"
-                run_results.assemble(folder, f"{name}-{host}", [part], {})
-            self._evaluation("absent", {"run": name}, variables)
+            folder = gate.output / f"{name}-{host}"
+            try:
+                self._evaluation("started", work, variables)
+                with tempfile.TemporaryDirectory(prefix="sglang-ops-") as private:
+                    ended = self._evaluation("waited", {"run": name}, variables, fetch=private)
+                    (one,) = ended["sglang_ops"]["runs"]
+                    unpacked = run_results.unpack(Path(private) / f"{host}.tar.gz", Path(private) / host)
+                    part = run_results.Part(host, unpacked, str(one["state"]), str(one.get("why") or ""))
+                    run_results.assemble(folder, folder.name, [part], {})
+            finally:  # a gate that failed leaves no unit that asks, and no secrets
+                with contextlib.suppress(OpsError):  # it may not have got so far
+                    self._evaluation("absent", {"run": name}, variables)
             return gate.decide(folder)
         except OpsError as error:
             return "inconclusive", error.message

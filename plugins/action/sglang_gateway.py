@@ -37,8 +37,10 @@ class ActionModule(ActionBase):
         if answer.get("unreachable"):
             host = self._task.delegate_to or variables.get("inventory_hostname")
             message = f"{host}, which runs {arguments['service']}, cannot be reached: {answer.get('msg')}"
-            if arguments.get("state", "joined") not in ("left", "drained", "gone"):
-                return result | {"failed": True, "changed": False, "msg": message}
+            state = arguments.get("state", "joined")
             report = {"kind": "gateway", "service": arguments["service"], "workers": [], "warnings": [message]}
-            return result | {"changed": False, "sglang_ops": report}
+            if state in ("left", "drained", "gone"):
+                return result | {"changed": False, "sglang_ops": report}
+            report |= {"state": state, "failed": True, "warnings": []} | ({"exit_hint": 4} if state == "joined" else {})
+            return result | {"failed": True, "changed": False, "msg": message, "sglang_ops": report}
         return result | answer

@@ -26,7 +26,7 @@ def _read(run, name):
 def unfinished():
     """{run: its job} of the evaluations that have not come to their end, at work or not."""
     try:
-        names = sorted(os.listdir(ROOT))
+        names = sorted(name for name in os.listdir(ROOT) if not name.startswith("."))
     except FileNotFoundError:
         return {}
     open_ones = [name for name in names if not os.path.exists(os.path.join(ROOT, name, "finished"))]
@@ -45,8 +45,13 @@ def under_way():
         if systemd.state(shown.get(job["unit"], {})) in ("inactive", "failed"):
             continue
         told = _read(run, "status.json")
-        found.append(dict({key: told.get(key) for key in ("done", "total", "seconds_left")},
-                          run=run, releases=job.get("releases") or {}))
+        found.append(
+            dict(
+                {key: told.get(key) for key in ("done", "total", "seconds_left")},
+                run=run,
+                releases=job.get("releases") or {},
+            )
+        )
     return found
 
 

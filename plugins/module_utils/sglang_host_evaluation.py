@@ -3,16 +3,15 @@
 /var/lib/sglang-ops/evaluations/<run>/job.json       what is evaluated, no secrets
 /var/lib/sglang-ops/evaluations/<run>/secrets.json   mode 0600
 /var/lib/sglang-ops/evaluations/<run>/status.json    how far it is; the rest is the container's
+/var/lib/sglang-ops/evaluations/.<run>.<token>/      a run that is being written; it gets its name once it is whole
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-import tarfile
 import time
 
 from ansible.module_utils import sglang_host_lock as lock
@@ -26,8 +25,11 @@ ROOT = "/var/lib/sglang-ops/evaluations"
 LEAST_BYTES = 200 * 1000 * 1000  # answers and data of a run
 MOST_AT_ONCE = 64  # requests, where the file does not say how many: more only wait in the server's queue
 ENDED = ("done", "refused", "stalled", "replaced", "failed", "stopped", "cancelled")
+THERE = (
+    "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
+    "--name gives a new one another name."
+)
 BESIDE = ("models", "images")  # verbs that change a host, but no service
-_FETCHED = ("job.json", "checked.json", "status.json", "results")
 
 
 class Refused(Exception):
@@ -45,9 +47,10 @@ def directory(run):
 def runs():
     """Names of the runs on this host, the newest first."""
     try:
-        found = [name for name in os.listdir(ROOT) if os.path.isfile(os.path.join(ROOT, name, "job.json"))]
+        names = [name for name in os.listdir(ROOT) if not name.startswith(".")]
     except FileNotFoundError:
         return []
+    found = [name for name in names if os.path.isfile(os.path.join(ROOT, name, "job.json"))]
     return sorted(found, key=lambda name: os.path.getmtime(os.path.join(ROOT, name, "job.json")), reverse=True)
 
 
@@ -65,7 +68,8 @@ def status(run):
     if os.path.exists(os.path.join(directory(run), "cancelled")):
         state = "cancelled"
     elif state not in ("done", "refused") and systemd.state(properties) in ("inactive", "failed"):
-        state = state if state in ENDED else "failed"
+        ended = state if state in ENDED else "failed"
+        state = "starting" if systemd.queued(properties) else ended  # after a reboot, while the engine starts
     elif state in ENDED and state not in ("done", "refused"):
         state = "starting"  # systemd is about to begin the next life
     keys = ("why", "problems", "tasks", "done", "total", "rate", "seconds_left", "requests", "concurrency", "updated")
@@ -80,6 +84,13 @@ def status(run):
         names=[t["name"] for t in job["tasks"]],
         model=job["server"]["model"],
     )
+
+
+def data(run):
+    """{task: hash of its data} as this host has checked it; tasks whose data only the harness reads are left out."""
+    known = read(run, "checked.json").get("tasks") or {}
+    found = {name: (one.get("dataset") or {}).get("sha256") for name, one in known.items()}
+    return {name: sha256 for name, sha256 in found.items() if sha256}
 
 
 def line(told):
@@ -124,15 +135,15 @@ def same_releases(job):
         if now != began:
             raise Refused(
                 "the run began with release %s of %s, and now %s is deployed: two models are not scored as one. "
-                "Begin a new run, or go back with `sglang-ops rollback --to %s`."
-                % (began, name, now or "none", began)
+                "Begin a new run, or go back with `sglang-ops rollback --to %s`." % (began, name, now or "none", began)
             )
 
 
 def services(job):
     """Release records of the job's deployment here: the service of its name, else its replicas; `only` names some.
 
-    Replicas serve the same model name; a deployment that merely ends in a number does not.
+    Replicas serve the same model name; a deployment that merely ends in a number does not. Of hosts that serve a model
+    together only the first (rank 0) answers requests.
     """
     deployment, served, only = job["deployment"], job["model"], job.get("only")
     replica = re.compile(r"%s-\d+\Z" % re.escape(deployment))
@@ -140,7 +151,8 @@ def services(job):
     names = [deployment] if deployment in known else [name for name in known if replica.match(name)]
     names = [name for name in names if not only or name in only]
     records = [store.read_record(name, store.read_state(name)["release"]) for name in names]
-    return [one for one in records if one.get("gate") and one["gate"]["served_model_name"] == served]
+    gates = [(one, one.get("gate") or {}) for one in records]
+    return [one for one, gate in gates if gate.get("served_model_name") == served and not gate.get("rank")]
 
 
 def key_of(job):
@@ -225,8 +237,7 @@ def prepared(job, api_key):
     free = free_bytes(ROOT)
     if free < LEAST_BYTES:
         raise Refused(
-            "%s has %d MB free, a run needs %d MB. Make room."
-            % (ROOT, free // 1000000, LEAST_BYTES // 1000000)
+            "%s has %d MB free, a run needs %d MB. Make room." % (ROOT, free // 1000000, LEAST_BYTES // 1000000)
         )
     if not job.get("gate"):  # a roll-out's own evaluation is part of it
         unchanging(records)
@@ -258,22 +269,6 @@ def prepared(job, api_key):
         },
     )
     return filled, warnings
-
-
-def pack(run):
-    """Put what a run has brought so far into one file; {"path", "size", "sha256"}."""
-    base = directory(run)
-    path = os.path.join(base, "results.tar.gz")
-    with tarfile.open(path + ".new", "w:gz") as archive:
-        for name in _FETCHED:
-            if os.path.exists(os.path.join(base, name)):
-                archive.add(os.path.join(base, name), arcname=name)
-    os.replace(path + ".new", path)
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for piece in iter(lambda: stream.read(1024 * 1024), b""):
-            digest.update(piece)
-    return {"path": path, "size": os.path.getsize(path), "sha256": digest.hexdigest()}
 
 
 def forget(run):

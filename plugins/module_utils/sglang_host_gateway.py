@@ -8,6 +8,8 @@ The directory is mounted in the router's container: after a restart or a reboot 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -45,11 +47,19 @@ def members(name):
 
 
 def remember(name, changes):
-    """Note new states of members; None forgets one."""
-    known = dict(members(name), **changes)
-    kept = {url: state for url, state in known.items() if state}
-    if kept != members(name):
-        store.write_atomic(os.path.join(directory(name), "members.json"), json.dumps(kept, sort_keys=True) + "\n")
+    """Note new states of members; None forgets one. Several hosts of a batch have theirs noted at the same time."""
+    with _alone(name):
+        known = members(name)
+        kept = {url: state for url, state in dict(known, **changes).items() if state}
+        if kept != known:
+            store.write_atomic(os.path.join(directory(name), "members.json"), json.dumps(kept, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def _alone(name):
+    with open(os.path.join(directory(name), "members.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def gate_of(name):

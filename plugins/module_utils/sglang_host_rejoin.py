@@ -1,22 +1,30 @@
 """A server that left a gateway to be changed comes back by itself, should whoever changes it die. Python 3.8, stdlib.
 
-A transient timer of systemd on the gateway's host: after a time within which every change is over, it looks whether the
-server is still noted as out, and registers it once it answers, asking again every minute. Joining takes the timer away.
+A timer of systemd on the gateway's host: after a time within which every change is over, it looks whether the server is
+still noted as out, and registers it once it answers, asking again every minute. Joining takes the timer away. After a
+reboot of that host its time begins anew.
+
+    /var/lib/sglang-ops/rejoin.py                              what the timers start
+    /etc/systemd/system/sglang-ops-rejoin-*.{service,timer}    one pair for each server that is out
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import sys
 
 from ansible.module_utils import sglang_host_gateway as gateways
-from ansible.module_utils.sglang_host_command import run
+from ansible.module_utils import sglang_host_state as store
+from ansible.module_utils import sglang_host_systemd as systemd
 
 AGAIN_SECONDS = 60
+PROGRAM = "/var/lib/sglang-ops/rejoin.py"
 
-# What the timer starts: a script of its own, for the modules are gone by then. It reads the key where it is kept.
+# A program of its own, for the modules are gone by then. It reads the key where it is kept.
 SCRIPT = r"""
-import http.client, json, os, subprocess, sys, tempfile
+import contextlib, fcntl, http.client, json, os, subprocess, sys, tempfile
 home, address, port, url, timer = sys.argv[1:]
 path = os.path.join(home, "members.json")
 
@@ -55,13 +63,38 @@ if members().get(url) == "out":
     headers = {"Authorization": "Bearer " + key, "Content-Type": "application/json"}
     if ask(address + ":" + port, "POST", "/workers", json.dumps({"url": url}), headers)[0] not in (200, 201, 202):
         sys.exit(1)
-    handle, new = tempfile.mkstemp(dir=home)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(dict(members(), **{url: "in"}), stream, sort_keys=True)
-    os.replace(new, path)
+    with open(os.path.join(home, "members.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        handle, new = tempfile.mkstemp(dir=home)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(dict(members(), **{url: "in"}), stream, sort_keys=True)
+        os.replace(new, path)
     print(url + " had been out since a change that nobody finished; registered again")
 if timer:
-    subprocess.call(["systemctl", "stop", timer])
+    subprocess.call(["systemctl", "disable", "--quiet", "--now", timer + ".timer"])
+    for kind in (".timer", ".service"):
+        with contextlib.suppress(OSError):
+            os.unlink("/etc/systemd/system/" + timer + kind)
+    subprocess.call(["systemctl", "daemon-reload"])
+"""
+
+SERVICE = """[Unit]
+Description=Register {url} with {gateway} again, should nobody else
+
+[Service]
+Type=oneshot
+ExecStart={python} {program} {home} {address} {port} {url} {name}
+"""
+TIMER = """[Unit]
+Description=Register {url} with {gateway} again, should nobody else
+
+[Timer]
+OnActiveSec={seconds}
+OnUnitInactiveSec={again}
+AccuracySec=1s
+
+[Install]
+WantedBy=timers.target
 """
 
 
@@ -70,18 +103,40 @@ def timer(gateway, url):
     return "sglang-ops-rejoin-" + hashlib.sha256((gateway + " " + url).encode()).hexdigest()[:12]
 
 
+def files(name):
+    """Paths of the timer and of what it starts."""
+    return [os.path.join(store.UNITS, name + kind) for kind in (".timer", ".service")]
+
+
 def arm(gate, urls, seconds):
-    """Have the servers `urls` registered again with the gateway of `gate` after `seconds`, unless they have joined."""
+    """Have the servers `urls` registered again with the gateway of `gate` after `seconds`, unless they have joined.
+
+    Raises GatewayError where systemd refuses.
+    """
+    disarm(gate, urls)
+    if store.read_text(PROGRAM) != SCRIPT:
+        store.write_atomic(PROGRAM, SCRIPT)
     for url in urls:
         name = timer(gate["name"], url)
-        disarm(gate, [url])
-        described = "Register %s with %s again, should nobody else" % (url, gate["name"])
-        timed = ("--on-active", str(seconds), "--on-unit-inactive", str(AGAIN_SECONDS))
-        run("systemd-run", "--quiet", "--collect", "--unit", name, "--description", described, *timed,
-            "--timer-property", "AccuracySec=1s", sys.executable, "-c", SCRIPT, gateways.directory(gate["name"]),
-            gate["address"], str(gate["port"]), url, name + ".timer")
+        values = {"name": name, "url": url, "gateway": gate["name"], "address": gate["address"], "port": gate["port"],
+                  "home": gateways.directory(gate["name"]), "python": sys.executable, "program": PROGRAM,
+                  "seconds": seconds, "again": AGAIN_SECONDS}
+        timed, started = files(name)
+        store.write_atomic(timed, TIMER.format(**values))
+        store.write_atomic(started, SERVICE.format(**values))
+    systemd.systemctl("daemon-reload")
+    error = systemd.systemctl("enable", "--quiet", "--now", *[timer(gate["name"], url) + ".timer" for url in urls])
+    if error:
+        raise gateways.GatewayError("nothing would bring %s back, should this run die: %s" % (", ".join(urls), error))
 
 
 def disarm(gate, urls):
     """They have joined, or are to stay out."""
-    run("systemctl", "stop", *[timer(gate["name"], url) + ".timer" for url in urls])
+    armed = [name for name in (timer(gate["name"], url) for url in urls) if os.path.exists(files(name)[0])]
+    if not armed:
+        return
+    systemd.systemctl("disable", "--quiet", "--now", *[name + ".timer" for name in armed])
+    for path in (path for name in armed for path in files(name)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    systemd.systemctl("daemon-reload")

@@ -30,8 +30,17 @@ def write(service, record):
     store.write_atomic(_path(service, "rollout.json"), json.dumps(record, sort_keys=True) + "\n")
 
 
-def finish(service):
-    """The roll-out is over for this service."""
+def take_back(service):
+    """The service goes back, and its roll-out is over once all hosts that it changed have: until then it is known."""
+    record = read(service)
+    if record:
+        write(service, dict(record, undo=True))
+
+
+def finish(service, undone=False):
+    """The roll-out is over for this service; one that is being taken back only as soon as that is done everywhere."""
+    if not undone and (read(service) or {}).get("undo"):
+        return
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_path(service, "rollout.json"))
 

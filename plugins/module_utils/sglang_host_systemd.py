@@ -8,7 +8,7 @@ from ansible.module_utils.sglang_host_command import run
 
 _PROPERTIES = (
     "Id,ActiveState,SubState,Result,NRestarts,ExecMainCode,ExecMainStatus,InvocationID,ActiveEnterTimestampMonotonic,"
-    "ExecMainStartTimestamp"
+    "ExecMainStartTimestamp,Job"
 )
 
 # systemd's journal entry "Main process exited" (its sd-messages.h).
@@ -40,18 +40,41 @@ def state(properties):
     return properties.get("ActiveState", "inactive")
 
 
+def queued(properties):
+    """Whether systemd is yet to do something with the unit, such as to start it once what it needs has started."""
+    return properties.get("Job", "0") not in ("", "0")
+
+
 def last_exit(unit):
     """The exit code or signal with which a unit's main process last ended, for one that runs again; "" if unknown."""
-    told = run("journalctl", "--quiet", "--no-pager", "--lines", "1", "--output", "json",
-               "MESSAGE_ID=" + _PROCESS_EXITED, "UNIT=" + unit + ".service").stdout
+    told = run(
+        "journalctl",
+        "--quiet",
+        "--no-pager",
+        "--lines",
+        "1",
+        "--output",
+        "json",
+        "MESSAGE_ID=" + _PROCESS_EXITED,
+        "UNIT=" + unit + ".service",
+    ).stdout
     return str(json.loads(told).get("EXIT_STATUS", "")) if told.startswith("{") else ""
 
 
 def journal(unit, properties, lines=30):
     """The last log lines of a container since its process was started, oldest first, cut to what a person reads."""
     since = properties.get("ExecMainStartTimestamp")
-    output = run("journalctl", "--quiet", "--no-pager", "--output", "cat", "--lines", str(lines),
-                 *(["--since", since] if since else []), "SYSLOG_IDENTIFIER=" + unit).stdout
+    output = run(
+        "journalctl",
+        "--quiet",
+        "--no-pager",
+        "--output",
+        "cat",
+        "--lines",
+        str(lines),
+        *(["--since", since] if since else []),
+        "SYSLOG_IDENTIFIER=" + unit,
+    ).stdout
     return [line[:LINE_LENGTH] for line in output.splitlines()[-lines:]]
 
 

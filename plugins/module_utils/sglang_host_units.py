@@ -46,8 +46,10 @@ class Host:
         if error and arguments[0] in ("start", "stop", "enable"):
             name = arguments[-1][: -len(".service")]
             log = systemd.journal(name, systemd.show([name]).get(name, {}))
+            # What cannot go back has nothing left that would serve: it needs hands.
+            down = [{"name": name, "ok": False, "log": log}] if self.module.params["state"] == "rolled_back" else []
             self.module.fail_json(msg="systemctl %s failed: %s" % (" ".join(arguments), error), changed=True,
-                                  sglang_ops={"kind": "service", "services": [], "log": log})
+                                  sglang_ops={"kind": "service", "services": down, "log": log})
 
     def record(self, name, release, stable):
         self.changed = True

@@ -10,6 +10,8 @@ description:
   - Runs the benchmark of the server's own image in a container with the host's network, once for each point, against
     a service that serves. The container sees the model cache read only, needs no network and no GPU, and is gone
     afterwards.
+  - Where hosts serve a model together, the first of them is measured; on the others nothing is run, and C(skipped)
+    says so.
   - In check mode nothing is run.
 options:
   names:
@@ -159,6 +161,9 @@ def main():
         record = serving(name)
     except Refused as refused:
         module.fail_json(msg="%s." % refused, exit_hint=7, sglang_ops=report)
+    if record["gate"].get("rank"):
+        why = "%s answers no requests here: the first host of its group is measured" % name
+        module.exit_json(changed=False, diff={"before": "", "after": ""}, sglang_ops=dict(report, skipped=why))
     content = record["content"]
     report.update(
         service=name,

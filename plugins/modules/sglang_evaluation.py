@@ -68,6 +68,7 @@ import os
 import time
 
 from ansible.module_utils import sglang_host_evaluation as evaluation
+from ansible.module_utils import sglang_host_evaluation_files as files
 from ansible.module_utils import sglang_host_state as store
 from ansible.module_utils import sglang_host_systemd as systemd
 from ansible.module_utils.basic import AnsibleModule
@@ -87,7 +88,6 @@ class Host:
         self.warnings = []
 
     def write(self, job):
-        base = evaluation.directory(self.run)
         given = dict(self.params["secrets"])
         known = store.runtime_environment()
         wanted = given.pop("runtime", {})
@@ -97,15 +97,20 @@ class Host:
                 "%s does not set %s. Add a line %s=…" % (store.RUNTIME_ENV, missing[0], missing[0])
             )
         given["environment"] = dict(given["environment"], **{name: known[wanted[name]] for name in wanted})
-        evaluation.forget(self.run)  # of a start that was interrupted
-        os.makedirs(base, mode=0o700)
-        for name, content in self.params["files"].items():
-            path = os.path.join(base, name)
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            with open(path, "wb") as stream:
-                stream.write(base64.b64decode(content))
-        store.write_atomic(os.path.join(base, "secrets.json"), json.dumps(given), mode=0o600)
-        store.write_atomic(os.path.join(base, "job.json"), json.dumps(job, indent=1))
+
+        def content(base):
+            for name, encoded in self.params["files"].items():
+                path = os.path.join(base, name)
+                os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+                with open(path, "wb") as stream:
+                    stream.write(base64.b64decode(encoded))
+            store.write_atomic(os.path.join(base, "secrets.json"), json.dumps(given), mode=0o600)
+            store.write_atomic(os.path.join(base, "job.json"), json.dumps(job, indent=1))
+
+        try:
+            files.put(evaluation.directory(self.run), content)
+        except FileExistsError:
+            raise evaluation.Refused(evaluation.THERE % (self.run, self.run)) from None
 
     def unit(self, name, text):
         path = store.unit_path(name)
@@ -122,10 +127,7 @@ class Host:
     def started(self, progress):
         job = self.params["job"]
         if os.path.exists(os.path.join(evaluation.directory(self.run), "job.json")):
-            raise evaluation.Refused(
-                "There is a run %s on this host. `sglang-ops evaluate resume %s` goes on with it; "
-                "--name gives a new one another name." % (self.run, self.run)
-            )
+            raise evaluation.Refused(evaluation.THERE % (self.run, self.run))
         self.params["secrets"]["api_key"] = self.params["secrets"].get("api_key") or evaluation.key_of(job)
         job, self.warnings = evaluation.prepared(job, self.params["secrets"]["api_key"])
         if not self.check:
@@ -141,7 +143,7 @@ class Host:
                 "model": job["server"]["model"],
             }
         self.begin(job["unit"])
-        return self.checked(progress)
+        return self.checked(progress, fresh=True)
 
     def resumed(self, progress):
         """Go on: what failed for good is asked once more, and so is what `job` adds to the shards."""
@@ -167,7 +169,7 @@ class Host:
                 os.unlink(os.path.join(base, name))
         store.write_atomic(os.path.join(base, "again"), "")  # the container forgets what failed, and scores anew
         self.begin(job["unit"])
-        return self.checked(progress)
+        return self.checked(progress, fresh=False)
 
     def begin(self, name):
         unit = name + ".service"
@@ -180,29 +182,36 @@ class Host:
                 msg="%s does not start: %s" % (name, error), sglang_ops={"kind": "evaluation", "runs": [], "log": log}
             )
 
-    def checked(self, progress):
-        """Wait until data and scorers were checked. Raises Refused, with nothing left behind."""
+    def checked(self, progress, fresh):
+        """Wait until data and scorers were checked. Raises Refused; of a `fresh` run nothing is left behind then,
+        of one that goes on everything: what was answered has cost hours."""
         deadline = time.monotonic() + self.params["check_timeout"]
         while True:
             now = evaluation.status(self.run)
             if now["state"] not in ("starting", "checking"):
                 break
             if time.monotonic() > deadline:
+                if fresh:
+                    self.absent(now)
                 raise evaluation.Refused(
-                    "Data and scorers were not checked within %d s." % self.params["check_timeout"]
+                    "Data and scorers were not checked within %d s%s."
+                    % (self.params["check_timeout"], "" if fresh else "; the run goes on without being watched")
                 )
             progress.report(evaluation.line(now))
             time.sleep(POLL_SECONDS)
         if now["state"] == "refused":
-            self.absent(now)
-            raise evaluation.Refused(" ".join(now["problems"] or ["refused"]))
+            why = " ".join(now["problems"] or ["refused"])
+            if fresh:
+                self.absent(now)
+                raise evaluation.Refused(why)
+            raise evaluation.Refused(why + " Every answer is kept: `sglang-ops evaluate resume %s` goes on." % self.run)
         if now["state"] == "failed":
             log = systemd.journal(now["unit"], systemd.show([now["unit"]]).get(now["unit"], {}))
             self.module.fail_json(
                 msg="The evaluation ended before it asked anything: %s" % (log[-1] if log else "its log is empty"),
                 sglang_ops={"kind": "evaluation", "runs": [now], "log": log},
             )
-        return now
+        return dict(now, data=evaluation.data(self.run))
 
     def waited(self, progress):
         while True:
@@ -252,7 +261,7 @@ def act(host, state, progress):
     if state == "cancelled":
         return [host.cancelled()]
     now = host.waited(progress) if state == "waited" else evaluation.status(host.run)
-    return [dict(now, archive=evaluation.pack(host.run))]
+    return [dict(now, archive=files.pack(evaluation.directory(host.run)))]
 
 
 def main():

@@ -38,6 +38,10 @@ options:
     description: Whether what passes is remembered as the stable release of the host.
     type: bool
     default: true
+  finish:
+    description: Whether a roll-out that waits for a service is over there once this passes.
+    type: bool
+    default: true
   passed:
     description: With V(soak) what V(gate) said of the services, with V(kept) what V(soak) said.
     type: list
@@ -191,10 +195,11 @@ def after_rollback(failure, names, results, rolled_back=True, untouched=False):
             "sglang_ops": {"kind": "gate", "services": services}}
 
 
-def remember(results, seconds, paused):
+def remember(results, seconds, paused, finish=True):
     """A release that passed is the one to go back to; how long it took to serve tells the next plan.
 
-    A roll-out that this host leaves in doubt is paused on it, for whoever looks next.
+    A roll-out that this host leaves in doubt is paused on it, for whoever looks next; who only restarts what serves
+    does not `finish` it.
     """
     for result in results:
         name, state = result["name"], store.read_state(result["name"])
@@ -204,7 +209,7 @@ def remember(results, seconds, paused):
         record = rollouts.read(owner)
         if paused and record:
             rollouts.write(owner, dict(record, paused=paused))
-        else:
+        elif finish:
             rollouts.finish(name)
         rollouts.result(name, result["release"], "stable")
         if state["stable"] != state["release"]:
@@ -249,6 +254,7 @@ def main():
             "wait": {"type": "bool", "default": True},
             "phase": {"type": "str", "choices": ["all", "gate", "soak", "kept"], "default": "all"},
             "keep": {"type": "bool", "default": True},
+            "finish": {"type": "bool", "default": True},
             "paused": {"type": "dict"},
             "passed": {"type": "list", "elements": "dict", "default": []},
             "quality": {"type": "dict", "default": {}},
@@ -281,7 +287,7 @@ def main():
                                       "restarts": wait.first.get("NRestarts", "0")} for wait in waits}
         results = [dict(result, **starts[result["name"]]) for result in results]
     elif module.params["wait"] and touched:
-        remember(results, {wait.gate["name"]: wait.seconds for wait in waits}, paused)
+        remember(results, {wait.gate["name"]: wait.seconds for wait in waits}, paused, module.params["finish"])
     if module.params["failure"]:
         for change in module.params["untouched"]:
             rollouts.note(change["name"], dict(change, before=store.read_state(change["name"])["release"]))

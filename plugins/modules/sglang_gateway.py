@@ -183,7 +183,8 @@ def main():
     decided = decide(state, urls, listed, members)
     unable = silent(decided["add"]) if state == "reconciled" else {}
     decided = without(decided, unable)
-    report = {"kind": "gateway", "service": name, "warnings": sorted(unable.values())}
+    report = {"kind": "gateway", "service": name, "state": state, "rejoin": module.params["rejoin"],
+              "warnings": sorted(unable.values())}
     result = {"changed": bool(router) and changed(decided, members),
               "diff": {"before": shown(members), "after": shown(dict(members, **decided["remember"]))}}
     if router and not module.check_mode:

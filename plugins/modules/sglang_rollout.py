@@ -27,7 +27,7 @@ options:
     type: str
     default: ""
   names:
-    description: For V(target), names of services; an empty list means every service of the host.
+    description: For V(target) and V(resume), names of services; an empty list means every service of the host.
     type: list
     elements: str
     default: []
@@ -98,16 +98,21 @@ def pause(module):
 
 def resume(module):
     """Go on; a service that the pause found finished is."""
-    over = [name for name in rollouts.unfinished() if _finished(name)]
+    over = [name for name in _unfinished(module) if _finished(name)]
     for name in [] if module.check_mode else over:
         rollouts.finish(name)
     return _mark(module, lambda record: dict(record, paused=None))
 
 
+def _unfinished(module):
+    named = module.params["names"]
+    return {name: record for name, record in rollouts.unfinished().items() if not named or name in named}
+
+
 def forget(module):
     found = rollouts.unfinished()
     for name in [] if module.check_mode else found:
-        rollouts.finish(name)
+        rollouts.finish(name, undone=True)
     return bool(found), {"unfinished": []}
 
 
@@ -117,7 +122,7 @@ def _finished(name):
 
 
 def _mark(module, change):
-    changed, found = False, rollouts.unfinished()
+    changed, found = False, _unfinished(module)
     for name, record in found.items():
         new = change(record)
         if new != record:
@@ -142,7 +147,8 @@ def look(_module):
 
 def _brief(name, record):
     return {"service": name, "id": record["id"], "who": record["who"], "started": record["started"],
-            "ref": record.get("ref"), "image": record["image"], "paused": record.get("paused")}
+            "ref": record.get("ref"), "image": record["image"], "paused": record.get("paused"),
+            "options": record.get("options") or {}}
 
 
 def target(module):
@@ -159,7 +165,7 @@ def target(module):
         if problem:
             problems.append(problem)
         elif release != STAY:
-            services.append(_return(name, state, release))
+            services.append(dict(_return(name, state, release), undo=bool(module.params["undo"])))
     if problems:
         module.fail_json(msg=" ".join(problems), exit_hint=7, sglang_ops={"kind": "target", "services": []})
     return False, {"services": services}
@@ -200,9 +206,12 @@ def _before(name, state, undo):
     """The release that ran before these roll-outs, None where none did, STAY where they did not change the service."""
     changes = rollouts.history(name)
     mine = [change for change in changes if change["rollout"] in undo and change["verb"] == "deploy"]
-    if not mine or not changes or changes[-1] is not mine[-1] or state["release"] != mine[-1]["release"]:
+    if not mine:
         return STAY
-    return mine[0]["before"]
+    last, before = changes[-1], mine[0]["before"]
+    if last["verb"] == "rollback" and last["result"] == "begun" and last["release"] == before:
+        return before  # on the way back there, the server did not start or did not serve
+    return before if last is mine[-1] and state["release"] == last["release"] else STAY
 
 
 def missing(name, release, record):

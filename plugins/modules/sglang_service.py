@@ -189,7 +189,7 @@ def rolled_back(host, services):
         release = service.get("to", current["stable"])
         unit = store.release_unit(name, release) if release else None
         if not host.check:
-            rollouts.finish(name)
+            (rollouts.take_back if service.get("undo") else rollouts.finish)(name)
             if "to" not in service:
                 rollouts.give_up(name, current["release"])
         host.systemctl("stop", name + ".service")

@@ -131,10 +131,9 @@ def compare(first: Bench, second: Bench, *, different_hosts: bool = False) -> tu
                 f"{first.run} was measured with {key} {one}, {second.run} with {other}: they do not compare.",
                 fix="Measure both with the same lengths.",
             )
-    pairs = _pairs(first.servers, second.servers, different_hosts=different_hosts)
     found = [
         Change(a.host, old.name, name, before, after, after / before - 1, after > before if more else after < before)
-        for a, b in pairs
+        for a, b in pairs(first.servers, second.servers, different_hosts=different_hosts)
         for old in a.points
         for new in b.points
         if _same(old, new)
@@ -146,19 +145,31 @@ def compare(first: Bench, second: Bench, *, different_hosts: bool = False) -> tu
     return tuple(found)
 
 
+def flags(arguments: Sequence[str]) -> list[tuple[str, ...]]:
+    """A server's arguments as flags with their values; `--tp-size=2` is `--tp-size 2`."""
+    found: list[list[str]] = []
+    for word in arguments:
+        if word.startswith("--") or not found:
+            found.append(word.split("=", 1) if word.startswith("--") else [word])
+        else:
+            found[-1].append(word)
+    return [tuple(flag) for flag in found]
+
+
 def _same(old: Measured, new: Measured) -> bool:
     return (old.data, old.concurrency, old.request_rate) == (new.data, new.concurrency, new.request_rate)
 
 
-def _pairs(first: Sequence[Server], second: Sequence[Server], *, different_hosts: bool) -> list[tuple[Server, Server]]:
+def pairs(first: Sequence[Server], second: Sequence[Server], *, different_hosts: bool) -> list[tuple[Server, Server]]:
+    """The servers that compare. Raises ResultError where there are none."""
     there = {server.host: server for server in second}
-    pairs = [(server, there[server.host]) for server in first if server.host in there]
-    if not pairs and different_hosts and len(first) == len(second) == 1:
+    found = [(server, there[server.host]) for server in first if server.host in there]
+    if not found and different_hosts and len(first) == len(second) == 1:
         return [(first[0], second[0])]
-    if not pairs:
+    if not found:
         names = [", ".join(server.host for server in servers) or "no host" for servers in (first, second)]
         raise ResultError(
             f"The runs have no host in common: {names[0]}; {names[1]}.",
             fix="Measure both on one host, or compare one host with another by --different-hosts.",
         )
-    return pairs
+    return found

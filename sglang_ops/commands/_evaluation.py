@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,17 @@ from typing import Any
 
 import typer
 
-from sglang_ops import inventory_check, private, spec
+from sglang_ops import private, spec
 from sglang_ops.commands import _common, _deployment, _evaluate_runs, _views
 from sglang_ops.commands import _evaluation_view as view
+from sglang_ops.commands._evaluation_place import Place
 from sglang_ops.errors import ExitCode, UsageError
-from sglang_ops.evaluation import results, run_results
-from sglang_ops.evaluation.run import DEFAULT_DIRECTORY, Work
+from sglang_ops.evaluation import on_controller, results, run_results
+from sglang_ops.evaluation.run import Work
+from sglang_ops.events import RunState
 from sglang_ops.runs import RunFolder
 
-LEAST_BYTES = 100 * 1000 * 1000  # free where results are brought
+NOTHING = _common.Played(RunState(), 0.0, interrupted=False)  # for what no host is asked
 STATES = {"fetch": "collected", "wait": "waited", "resume": "resumed", "cancel": "cancelled", "rm": "absent"}
 
 
@@ -35,48 +36,6 @@ def chosen(source: _deployment.Source, service: str | None) -> tuple[spec.Deploy
             f"{source.origin} names {names}, and one is evaluated at a time.", fix="Name it with --service."
         )
     return pairs[0]
-
-
-def base(config: Path | None, inventory: Sequence[str]) -> Path:
-    """Where relative paths of the deployment file begin: beside it."""
-    path = config or spec.find_deployment_file(None, inventory_check.paths(inventory))
-    return path.absolute().parent if path else Path.cwd()
-
-
-def written_directory(inventory: Sequence[str]) -> str | None:
-    """execution.output_dir of the deployment file that would be taken, if there is one that can be read."""
-    with _deployment.find(None, inventory, None, {}) as found:
-        return found.files[0].execution.output_dir if found else None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the results of a run are brought."""
-
-    directory: Path
-    run: str
-
-    @classmethod
-    def of(cls, written: Path | str | None, run: str) -> Place:
-        return cls(Path(written or DEFAULT_DIRECTORY).expanduser().absolute(), run)
-
-    @property
-    def folder(self) -> Path:
-        return self.directory / self.run
-
-    def check(self, *, new: bool) -> None:
-        """Refuse a place that cannot take results, before any host is touched. Raises UsageError."""
-        above = next(path for path in (self.directory, *self.directory.parents) if path.exists())
-        if not above.is_dir():
-            raise UsageError(f"The output directory {self.directory} is, or lies in, a file.", fix="Give --output-dir.")
-        free = shutil.disk_usage(above).free
-        if free < LEAST_BYTES:
-            raise UsageError(
-                f"The output directory {self.directory} has {free / 1e6:.0f} MB free, results may need "
-                f"{LEAST_BYTES / 1e6:.0f} MB.", fix="Make room, or give --output-dir.",
-            )  # fmt: skip
-        if new and self.folder.exists():
-            raise UsageError(f"There are results of a run {self.run} in {self.directory}.", fix="Give another --name.")
 
 
 @dataclass
@@ -106,22 +65,18 @@ class Session:
             return self._left(made.run)
         self._same_model(made, begun, check=check)
         if code is not ExitCode.DONE or check or detach:
-            return self._end(played, begun, made.run, code)
+            return self._end(played, begun, made.run, code, brought=())
         err.print(f"Run {made.run} has begun on {', '.join(begun)}. It goes on without this command.", soft_wrap=True)
         return self._bring("waited", made.run, each=bool(made.job["repeat_on_hosts"]))
 
     def _same_model(self, made: Work, begun: Mapping[str, Any], *, check: bool) -> None:
-        """Hosts that share items have one model, or nothing is scored. Raises UsageError, with nothing left behind."""
-        models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
-        if made.job["repeat_on_hosts"] or len(set(models.values())) < 2:
+        """Hosts that share items have one model and the same data, or nothing is scored. Raises UsageError, with
+        nothing left behind."""
+        if made.job["repeat_on_hosts"] or not (wrong := differing(begun)):
             return
         if not check:
             self._play(STATES["rm"], {"run": made.run})
-        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
-        raise UsageError(
-            f"The hosts do not serve one model: {told}.",
-            fix="Deploy one to all of them, or compare them with --each.",
-        )
+        raise wrong
 
     def act(self, verb: str, run: str, *, check: bool) -> int:
         """What a verb does to a run that is there."""
@@ -134,11 +89,12 @@ class Session:
         found = runs_of(played)
         if verb == "resume" and found and not check and not played.interrupted:
             return self._bring("waited", run)
-        return self._end(played, found, run, played.exit_code)
+        return self._end(played, found, run, played.exit_code, brought=())
 
     def listing(self, run: str | None) -> int:
-        played = self._play("listed", {"run": run or ""})
-        rows = [
+        here = on_controller.rows(run)
+        played = NOTHING if run and here else self._play("listed", {"run": run or ""})
+        rows = [*here] + [
             {"host": host.name, **one}
             for host in played.state.hosts.values()
             for one in host.result("evaluation").get("runs") or []
@@ -193,19 +149,18 @@ class Session:
                 if (folder / f"{host}.tar.gz").exists()
             ]  # fmt: skip
             lost = {failure.host: failure.cause for failure in played.state.failures}
-            if parts:
-                each = each or bool(parts[0].read("job.json").get("repeat_on_hosts"))
-                if each and len(parts) > 1:
-                    for part in parts:
-                        name = f"{run}-{part.host}"
-                        run_results.assemble(self.place.directory / name, name, [part], {})
-                else:
-                    run_results.assemble(self.place.folder, run, parts, lost)
+            if each or any(part.read("job.json").get("repeat_on_hosts") for part in parts):
+                brought = {self.place.of_host(part.host): [part] for part in parts}  # however many came
+                lost = {}
+            else:
+                brought = {self.place.folder: parts} if parts else {}
+            for place, theirs in brought.items():
+                run_results.assemble(place, place.name, theirs, lost)
         code = played.exit_code
         states = {str(one["state"]) for one in found.values()}
         if code is ExitCode.DONE and do == "waited" and states != {"done"}:
             code = ExitCode.ERROR
-        return self._end(played, found, run, code)
+        return self._end(played, found, run, code, brought=list(brought))
 
     def _left(self, run: str) -> int:
         """Ctrl-C: nothing is said of the hosts that is not known."""
@@ -214,25 +169,31 @@ class Session:
         _views.following([self._command("wait", run), self._command("status", run)], _common.stderr())
         return ExitCode.INTERRUPTED
 
-    def _end(self, played: _common.Played, found: Mapping[str, Any], run: str, code: ExitCode) -> int:
-        """Show and keep how it ended: results where there are some, else the state."""
-        folders = [self.place.folder] if self.place.folder.is_dir() else [
-            path for host in found if (path := self.place.directory / f"{run}-{host}").is_dir()
-        ]  # fmt: skip
+    def _end(
+        self, played: _common.Played, found: Mapping[str, Any], run: str, code: ExitCode,
+        brought: Sequence[Path] | None = None,
+    ) -> int:  # fmt: skip
+        """Show and keep how it ended: results where this command `brought` some, else the state.
+
+        None stands for the run's own folder, if it is there.
+        """
+        states = {str(one["state"]) for one in found.values()}
+        if brought is None:
+            brought = [self.place.folder] if self.place.folder.is_dir() and states != {"removed"} else []
+        folders, merged = list(brought), self.place.folder in brought
         read = [results.read(folder) for folder in folders]
         tasks = [task.result for one in read for task in one.tasks]
         groups = [group for one in read for group in one.info.groups]
-        states = {str(one["state"]) for one in found.values()}
         incomplete = any(not one.info.complete for one in read) and not states & {"running", "starting", "checking"}
         if code is ExitCode.DONE and (incomplete or states & {"failed", "stalled", "replaced", "refused"}):
             code = ExitCode.ERROR
-        if code is ExitCode.UNREACHABLE and tasks and not incomplete:
+        if code is ExitCode.UNREACHABLE and merged and tasks and not incomplete:
             code = ExitCode.DONE  # others have asked what a lost host had not
         data = {
             "ok": code is ExitCode.DONE,
             "exit_code": int(code),
             "run": run,
-            "output_dir": str(self.place.folder if len(folders) < 2 else self.place.directory),
+            "output_dir": str(self.place.folder if merged or not folders else self.place.directory),
             "states": {host: one["state"] for host, one in found.items()},
             "tasks": [view.summary(task) for task in tasks],
             **({"groups": [view.group(one) for one in groups]} if groups else {}),
@@ -251,8 +212,10 @@ class Session:
                 view.show_runs([{"host": host, **one} for host, one in found.items()])
         _views.failures(err, played.state.failures, self.folder, self.target, _common.again(self.context))
         for host, one in found.items():
-            if one["state"] in ("failed", "stalled", "replaced"):
-                err.print(f"{host}: the run has {one['state']}: {one.get('why') or 'see its log'}", soft_wrap=True)
+            if one["state"] in ("failed", "stalled", "replaced", "refused"):
+                was = "was" if one["state"] in ("replaced", "refused") else "has"
+                why = one.get("why") or " ".join(one.get("problems") or []) or "see its log"
+                err.print(f"{host}: the run {was} {one['state']}: {why}", soft_wrap=True, markup=False)
         if not self.json:
             self._advise(run, states, folders)
         return code
@@ -263,12 +226,11 @@ class Session:
             err.print(f"Results: {', '.join(map(str, folders))}", soft_wrap=True)
         if states & {"running", "starting", "checking"}:
             _views.following([self._command("wait", run), self._command("status", run)], err)
-        elif states & {"failed", "stalled", "cancelled"}:
+        elif states & {"failed", "stalled", "stopped", "cancelled", "refused"}:
             _views.following([self._command("resume", run), self._command("logs", run)], err)
 
     def _command(self, verb: str, run: str) -> str:
-        words = self.target.command("evaluate").split(" ", 2)
-        return f"{words[0]} {words[1]} {verb} {words[2]} {run}"
+        return self.target.command(f"evaluate {verb}", *self.place.words(verb), run)
 
 
 def runs_of(played: _common.Played) -> dict[str, Any]:
@@ -278,6 +240,22 @@ def runs_of(played: _common.Played) -> dict[str, Any]:
         for host in played.state.hosts.values()
         for one in (host.result("evaluation").get("runs") or [])[:1]
     }
+
+
+def differing(begun: Mapping[str, Any]) -> UsageError | None:
+    """In what the hosts are not alike, as they have said when a run began."""
+    models = {host: view.model(one["model"]) for host, one in begun.items() if one.get("model")}
+    if len(set(models.values())) > 1:
+        told = ", ".join(f"{host} serves {model}" for host, model in sorted(models.items()))
+        fix = "Deploy one to all of them, or compare them with --each."
+        return UsageError(f"The hosts do not serve one model: {told}.", fix=fix)
+    for task in dict.fromkeys(name for one in begun.values() for name in one.get("data") or {}):
+        data = {host: one["data"][task][:12] for host, one in begun.items() if task in (one.get("data") or {})}
+        if len(set(data.values())) > 1:
+            told = ", ".join(f"{host} has {sha256}" for host, sha256 in sorted(data.items()))
+            fix = "Put the same revision on all of them, or give dataset_dir beside the deployment file."
+            return UsageError(f"{task}: the hosts do not have the same data: {told} (SHA-256).", fix=fix)
+    return None
 
 
 def warnings_of(played: _common.Played) -> list[str]:

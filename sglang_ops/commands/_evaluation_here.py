@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import typer
+
 from sglang_ops.commands import _common, _deployment, _views
-from sglang_ops.commands._evaluation import Session, runs_of, warnings_of
+from sglang_ops.commands._evaluation import NOTHING, Session, runs_of, warnings_of
 from sglang_ops.errors import ExitCode, UsageError
 from sglang_ops.evaluation import on_controller, run_results
 from sglang_ops.evaluation.run import Work
-from sglang_ops.events import RunState
-
-_NOTHING = _common.Played(RunState(), 0.0, interrupted=False)  # for what no host is asked
 
 
 class Here(Session):
@@ -42,11 +44,24 @@ class Here(Session):
             with err.status("checking data and scorers") as shown:
                 now = on_controller.live(run, lambda told: shown.update(on_controller.line(told)))
         except KeyboardInterrupt:
-            _common.keep(self.folder, {"ok": False, "exit_code": 130, "run": run}, hosts=0, seconds=0)
-            err.print("\nStopped. What was answered is kept.")
-            _views.following([self._command("resume", run)], err)
-            return ExitCode.INTERRUPTED
+            return self._stopped_here(run, "Stopped. What was answered is kept.", "resume")
         return self._gather_here(run, now, ExitCode.DONE if now["state"] == "done" else ExitCode.ERROR)
+
+    def _wait_here(self, run: str) -> int:
+        """Watch a run that another command has begun."""
+        try:
+            with _common.stderr().status("looking") as shown:
+                on_controller.wait(run, lambda told: shown.update(on_controller.line(told)))
+        except KeyboardInterrupt:
+            return self._stopped_here(run, "Stopped watching. The run goes on.", "wait")
+        now = on_controller.status(run)
+        return self._gather_here(run, now, ExitCode.DONE if now["state"] == "done" else ExitCode.ERROR)
+
+    def _stopped_here(self, run: str, text: str, then: str) -> int:
+        _common.keep(self.folder, {"ok": False, "exit_code": 130, "run": run}, hosts=0, seconds=0)
+        _common.stderr().print(f"\n{text}")
+        _views.following([self._command(then, run)], _common.stderr())
+        return ExitCode.INTERRUPTED
 
     def _gather_here(self, run: str, now: Mapping[str, Any], code: ExitCode) -> int:
         part = run_results.Part(
@@ -54,15 +69,39 @@ class Here(Session):
         )
         if part.read("checked.json"):
             run_results.assemble(self.place.folder, run, [part], {})
-        return self._end(_NOTHING, {on_controller.NAME: dict(now)}, run, code)
+        return self._end(NOTHING, {on_controller.NAME: {"run": run, **now}}, run, code)
 
     def act(self, verb: str, run: str, *, check: bool) -> int:
+        if verb in ("wait", "fetch", "resume"):
+            self.place.check(new=False)
+        if verb == "wait":
+            return self._wait_here(run)
+        if verb == "resume" and not check:
+            on_controller.again(run)
+            return self._live_here(run)
+        if verb == "cancel" and not check:
+            on_controller.cancel(run)
         now = on_controller.status(run)
         if verb == "rm" and not check:
             on_controller.remove(run)
-            return self._end(_NOTHING, {on_controller.NAME: {**now, "state": "removed"}}, run, ExitCode.DONE)
-        if verb == "resume" and not check:
-            self.place.check(new=False)
-            on_controller.again(run)
-            return self._live_here(run)
-        return self._gather_here(run, now, ExitCode.DONE)
+            now = {**now, "state": "removed"}
+        if verb == "fetch":
+            return self._gather_here(run, now, ExitCode.DONE)
+        return self._end(NOTHING, {on_controller.NAME: {"run": run, **now}}, run, ExitCode.DONE, brought=())
+
+
+def logs(run: str, *, follow: bool, lines: int) -> int:
+    """Print what the program of a run of this machine said; `follow` goes on until it has ended, or Ctrl-C."""
+    path = on_controller.directory(run) / "log"
+    path.touch()
+    with path.open(errors="replace") as log, contextlib.suppress(KeyboardInterrupt):
+        for line in deque(log, lines):
+            typer.echo(line, nl=False)
+        while follow:
+            over = on_controller.at_work(run) is None
+            for line in log:
+                typer.echo(line, nl=False)
+            if over:
+                break
+            time.sleep(0.5)
+    return ExitCode.DONE

@@ -10,7 +10,7 @@ from sglang_ops.evaluation import results
 from sglang_ops.evaluation.report import percent
 from sglang_ops.evaluation.tasks import Task
 
-_OVER = ("done", "cancelled", "stalled", "replaced", "failed", "refused", "removed")
+_OVER = ("done", "cancelled", "stalled", "stopped", "replaced", "failed", "refused", "removed")
 
 
 def summary(task: results.TaskResult) -> dict[str, Any]:

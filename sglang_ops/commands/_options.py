@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from sglang_ops.errors import UsageError
-
 ANSIBLE = "Ansible options"
 OUTPUT = "Output"
 
@@ -164,8 +162,14 @@ StartTimeout = Annotated[
 DrainTimeout = Annotated[
     int | None, typer.Option(metavar="SECONDS", help="For requests in flight.", rich_help_panel=ROLLOUT)
 ]
-NoRollback = Annotated[
-    bool, typer.Option("--no-rollback", help="Leave a host that fails as it is.", rich_help_panel=ROLLOUT)
+Rollback = Annotated[
+    bool | None,
+    typer.Option(
+        "--rollback/--no-rollback",
+        show_default=False,
+        help="Bring a host that fails back to the release of before; or leave it as it is.",
+        rich_help_panel=ROLLOUT,
+    ),
 ]
 Surge = Annotated[
     bool | None,
@@ -178,19 +182,13 @@ Surge = Annotated[
 ]
 Order = Annotated[
     str | None,
-    typer.Option(metavar="ORDER", help="inventory, sorted, reverse_sorted or shuffle.", rich_help_panel=ROLLOUT),
+    typer.Option(
+        metavar="ORDER",
+        help="inventory, reverse_inventory, sorted, reverse_sorted or shuffle.",
+        rich_help_panel=ROLLOUT,
+    ),
 ]
 OutputFormat = Annotated[
     Output,
     typer.Option("--output", callback=_remember_output, help="Form of the result on stdout.", rich_help_panel=OUTPUT),
 ]
-
-
-def batch(text: str) -> int | str:
-    """How many hosts at a time, as Ansible's `serial` takes it: 4, or "25%". Raises UsageError."""
-    number, percent = text.removesuffix("%"), text.endswith("%")
-    if not number.isdecimal() or int(number) < 1 or (percent and int(number) > 100):
-        raise UsageError(
-            f"--batch {text}: a number of hosts is 1 or more.", fix="Give a number, or a share such as 25%."
-        )
-    return text if percent else int(number)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.text import Text
 
-from sglang_ops import identity, rollouts
+from sglang_ops import identity, rollout_run, rollouts
 from sglang_ops.commands import _common, _views
 from sglang_ops.errors import ExitCode
 from sglang_ops.groups import joined
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from sglang_ops.result import Deployed, Host
 
 
-def play(do: str, target: _common.Target, folder: RunFolder, *, quiet: bool = True) -> _common.Played:
-    """Run one of the module's deeds on every host: look, pause, resume, forget."""
-    wanted = {"sglang_server_rollout": {"do": do, "who": identity.who()}}
-    return _common.play("rollout", target, folder, wanted, quiet=quiet)
+def play(do: str, target: _common.Target, folder: RunFolder, services: Sequence[str] = ()) -> _common.Played:
+    """Run one of the module's deeds on every host: look, pause, resume (of `services` alone, if any are named)."""
+    wanted = {"sglang_server_rollout": {"do": do, "who": identity.who(), "names": list(services)}}
+    return _common.play("rollout", target, folder, wanted, quiet=True)
 
 
 def running(items: Sequence[rollouts.Running]) -> Any:
@@ -60,6 +60,8 @@ def told(console: Console, item: rollouts.Unfinished) -> None:
     console.print(f"Roll-out {item.id} of {', '.join(item.services)}, begun {item.started} by {item.who}.")
     console.print(f"  changed: {', '.join(item.changed) or 'none'}", soft_wrap=True)
     console.print(f"  waiting: {', '.join(item.waiting) or 'none'}", soft_wrap=True)
+    if item.options:
+        console.print(f"  with {' '.join(rollout_run.typed(item.options))}", soft_wrap=True)
     if item.failed:
         console.print(f"  [red]failed[/] on {', '.join(item.failed)}: correct the deployment and deploy again")
     if item.paused:

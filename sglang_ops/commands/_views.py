@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -149,6 +150,16 @@ def following(commands: Sequence[str], console: Console) -> None:
         console.print(f"{'Next: ' if number == 0 else '      '}{escape(command)}", soft_wrap=True)
 
 
+def out_of(reports: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The gateways that the servers of a host have left and not joined again, and after how many minutes they do."""
+    last = {str(report.get("service")): report for report in reports}
+    return {
+        name: math.ceil(int(report.get("rejoin") or 0) / 60)
+        for name, report in last.items()
+        if report.get("state") == "left" and not report.get("failed")
+    }
+
+
 def interrupted(console: Console, state: RunState, again: str) -> None:
     """Where things stand after Ctrl-C."""
     console.print("\n[bold]Interrupted.[/] Nothing of this run keeps working on the hosts; services stay as they are.")
@@ -156,6 +167,12 @@ def interrupted(console: Console, state: RunState, again: str) -> None:
         detail = f" ({host.detail})" if host.detail else ""
         changes = f"{host.changed} change{'s' if host.changed != 1 else ''} made"
         console.print(f"  {escape(host.name)}: at {escape(host.step or 'connecting')}{escape(detail)}, {changes}")
+        for gateway, minutes in sorted(out_of(host.results.get("gateway") or ()).items()):
+            back = (
+                f"it comes back by itself within {minutes} minutes once it serves, or" if minutes else "it comes back"
+            )
+            text = f"    its server is out of {gateway}: {back} with the next deploy"
+            console.print(escape(text), soft_wrap=True)
     following([again], console)
 
 

@@ -127,6 +127,9 @@ def bench(
         if check:
             return _checked(played, wanted, run, code, json=json)
         found = _bench(run, started, played, wanted, parameters)
+        if not code and not found.servers:  # --limit left only such as answer no requests
+            skipped = [str(host.result("bench").get("skipped") or "") for host in played.state.hosts.values()]
+            raise UsageError(f"Nothing was measured. {'. '.join(filter(None, skipped))}.", fix="Name that host too.")
         if not code and any(point.error for server in found.servers for point in server.points):
             code = ExitCode.ERROR
         where = _keep(folder / found.run, found, played) if found.servers else None
@@ -171,7 +174,11 @@ def compare(
     if output is Output.JSON:
         _common.print_json({"ok": True, "first": a.run, "second": b.run, "changes": [one.as_dict() for one in found]})
         return ExitCode.DONE
-    _compared(_common.stdout(), a, b, found)
+    console = _common.stdout()
+    console.print(f"A {a.run}\nB {b.run}\n", soft_wrap=True)
+    for one, other in results.pairs(a.servers, b.servers, different_hosts=different_hosts):
+        _arguments(console, one.server_arguments, other.server_arguments)
+    _compared(console, found)
     return ExitCode.DONE
 
 
@@ -260,14 +267,9 @@ def _table(found: Bench) -> Any:
     return table
 
 
-def _compared(console: Console, a: Bench, b: Bench, found: Sequence[Change]) -> None:
+def _compared(console: Console, found: Sequence[Change]) -> None:
     from sglang_ops.benchmark.results import MEASURES
 
-    console.print(f"A {a.run}\nB {b.run}\n", soft_wrap=True)
-    for one in a.servers:
-        for other in b.servers:
-            if one.host == other.host:
-                _arguments(console, one.server_arguments, other.server_arguments)
     titles = {name: title for name, title, _ in MEASURES}
     table = _views.grid("host", "point", "measure", "A", "B", "change", "")
     for column in table.columns[3:6]:
@@ -284,7 +286,10 @@ def _compared(console: Console, a: Bench, b: Bench, found: Sequence[Change]) -> 
 
 def _arguments(console: Console, first: Sequence[str], second: Sequence[str]) -> None:
     """What one server was started with and the other was not."""
+    from sglang_ops.benchmark.results import flags
+
     for name, ours, others in (("A", first, second), ("B", second, first)):
-        own = [word for word in ours if word not in others]
+        theirs = flags(others)
+        own = [" ".join(flag) for flag in flags(ours) if flag not in theirs]
         if own:
             console.print(f"only {name}: {' '.join(own)}", soft_wrap=True, markup=False)

@@ -32,7 +32,7 @@ def deploy(
     soak: _options.Soak = None,
     start_timeout: _options.StartTimeout = None,
     drain_timeout: _options.DrainTimeout = None,
-    no_rollback: _options.NoRollback = False,
+    rollback: _options.Rollback = None,
     order: _options.Order = None,
     surge: _options.Surge = None,
     check: _options.Check = False,
@@ -55,18 +55,16 @@ def deploy(
     Where a release serves already, one host changes first, then a quarter of
     them at a time; a host that fails goes back to the release of before.
     """
-    options = rollout_run.checked(
-        {
-            "canary": canary,
-            "batch": batch,
-            "max_failures": max_failures,
-            "soak": soak,
-            "start_timeout": start_timeout,
-            "drain_timeout": drain_timeout,
-            "auto_rollback": False if no_rollback else None,
-            "order": order,
-            "surge": None if surge is None else "auto" if surge else "never",
-        }
+    options = rollout_run.flags(
+        canary=canary,
+        batch=batch,
+        max_failures=max_failures,
+        soak=soak,
+        start_timeout=start_timeout,
+        drain_timeout=drain_timeout,
+        rollback=rollback,
+        order=order,
+        surge=surge,
     )
     target = _common.Target.of(
         inventory,

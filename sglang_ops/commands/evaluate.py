@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sglang_ops.commands import _common, _deployment, _evaluation, _evaluation_view, _options
+from sglang_ops.commands._evaluation_place import Place, base, of_file, written_directory
 from sglang_ops.commands._options import Output
 from sglang_ops.commands.evaluate_compare import compare
 from sglang_ops.commands.evaluate_export import export
@@ -106,10 +107,10 @@ def evaluate(
         made = runs.work(
             file, deployment,
             run=runs.check_name(name) if name else runs.new_name(datetime.now(UTC)),
-            base=_evaluation.base(config, inventory),
+            base=base(config, inventory),
             only=task or (), limit=limit_samples, repeat_on_hosts=each,
         )  # fmt: skip
-        place = _evaluation.Place.of(output_dir or file.execution.output_dir, made.run)
+        place = Place.of(output_dir, of_file(file.execution.output_dir, made.base), made.run, config)
         place.check(new=True)
         with _common.run_folder("evaluate", target) as folder:
             folder.hide(source.secrets() | runs.secret_values(file))
@@ -159,6 +160,7 @@ def _verb(do: str, summary: str) -> None:
         context: typer.Context,
         inventory: _options.Inventory,
         run: Run,
+        config: _options.Config = None,
         output_dir: Directory = None,
         limit: _options.Limit = None,
         forks: _options.Forks = None,
@@ -171,7 +173,7 @@ def _verb(do: str, summary: str) -> None:
         from sglang_ops.evaluation import on_controller
 
         target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
-        place = _evaluation.Place.of(output_dir or _evaluation.written_directory(inventory), run)
+        place = Place.of(output_dir, written_directory(config, inventory), run, config)
         with _common.run_folder(f"evaluate_{do}", target) as folder:
             kind = _evaluation_here.Here if on_controller.known(run) else _evaluation.Session
             session = kind(target, folder, context, place, json=output is Output.JSON)
@@ -203,7 +205,7 @@ def status(
     target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
     with _common.run_folder("evaluate_status", target) as folder:
         session = _evaluation.Session(
-            target, folder, context, _evaluation.Place.of(None, run or ""), json=output is Output.JSON
+            target, folder, context, Place.of(None, None, run or ""), json=output is Output.JSON
         )
         return session.listing(run)
 
@@ -219,15 +221,20 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing new lines until Ctrl-C.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="Last lines to begin with.")] = 100,
     config: _options.Config = None,
+    service: _options.ServiceName = None,
     limit: _options.Limit = None,
     verbose: _options.Verbose = 0,
     output: _options.OutputFormat = Output.TABLE,
 ) -> int:
     """Print what the harness of a run says."""
+    from sglang_ops.commands import _evaluation_here
     from sglang_ops.commands.logs import logs as of_services
+    from sglang_ops.evaluation import on_controller
 
+    if on_controller.known(run):
+        return _evaluation_here.logs(run, follow=follow, lines=lines)
     with _deployment.find([config] if config else None, inventory, limit, {}) as found:
-        _, deployment = _evaluation.chosen(_deployment.require(found), None)
+        _, deployment = _evaluation.chosen(_deployment.require(found), service)
         unit = f"{deployment.service_name}-evaluation-{run}"
     return of_services(
         context, inventory, service=unit, follow=follow, lines=lines, limit=limit, verbose=verbose, output=output

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sglang_ops import rollouts, runs
-from sglang_ops.commands import _common, _options, _rollout, _views
+from sglang_ops.commands import _common, _looks, _options, _rollout, _views
 from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode, UsageError
 
@@ -69,15 +69,12 @@ def _releases(target: _common.Target, number: int, output: Output) -> int:
     with _common.run_folder("history", target) as folder:
         played = _rollout.play("look", target, folder)
         found = rollouts.changes(rollouts.looked(played.state))[:number]
-        data = {"ok": played.exit_code is ExitCode.DONE, "exit_code": int(played.exit_code)}
-        _common.keep(folder, data, hosts=len(played.state.hosts), seconds=played.seconds)
-        if output is Output.JSON:
-            _common.print_json({**data, "releases": rollouts.as_dicts(found)})
-        elif found:
-            _common.stdout().print(_rollout.changes(found))
-        else:
-            _common.stderr().print("These hosts remember no change of release.")
-        _views.failures(
-            _common.stderr(), played.state.failures, folder, target, target.command("history", "--releases")
-        )
-        return played.exit_code
+
+        def shown() -> None:
+            if found:
+                _common.stdout().print(_rollout.changes(found))
+            elif any(host.result("rollout") for host in played.state.hosts.values()):
+                _common.stderr().print("These hosts remember no change of release.")
+
+        look = _looks.Look(target, folder, target.command("history", "--releases"), output is Output.JSON)
+        return look.end(played, {"releases": rollouts.as_dicts(found)}, shown)

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from sglang_ops import holding
-from sglang_ops.commands import _common, _options, _views
+from sglang_ops.commands import _common, _looks, _options, _views
 from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode, LockedError, UsageError
 from sglang_ops.runs import RunFolder
@@ -102,7 +102,6 @@ class _Locks:
         return {name: holder for name, holder in found.items() if holder}
 
     def show(self, played: _common.Played) -> int:
-        code = played.exit_code
         hosts = [
             {
                 "host": host.name,
@@ -113,19 +112,8 @@ class _Locks:
             for host in played.state.hosts.values()
             if not host.failure
         ]
-        failures = [{"host": item.host, "cause": item.cause} for item in played.state.failures]
-        data = {"ok": code is ExitCode.DONE, "exit_code": int(code), "hosts": hosts, "failures": failures}
-        _common.keep(self.folder, data, hosts=len(played.state.hosts), seconds=played.seconds)
-        if self.json:
-            _common.print_json(data)
-        elif not played.interrupted:
-            self.table(_common.stdout(), played)
-        if played.interrupted:
-            _views.interrupted(_common.stderr(), played.state, _common.again(self.context))
-        else:
-            again = _common.again(self.context)
-            _views.failures(_common.stderr(), played.state.failures, self.folder, self.target, again)
-        return code
+        look = _looks.Look(self.target, self.folder, _common.again(self.context), self.json)
+        return look.end(played, {"hosts": hosts}, lambda: self.table(_common.stdout(), played))
 
     def table(self, console: Any, played: _common.Played) -> None:
         made = _views.grid(*HEADERS)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from sglang_ops import rollout_run
 from sglang_ops.commands import _common, _options, _provision_view, _views
 from sglang_ops.commands._options import Output
 from sglang_ops.errors import ExitCode
@@ -92,10 +93,11 @@ def provision(
 
 
 def variables(only: Sequence[str] | None, batch: str, canary: int = 1, *, no_reboot: bool) -> dict[str, Any]:
-    """What tells the playbook the same as the flags. Raises UsageError for a batch that is none."""
+    """What tells the playbook the same as the flags. Raises PreflightError for a batch that is none."""
     chosen: dict[str, Any] = {"sglang_ops_parts": [str(part) for part in only]} if only else {}
     reboot = {"nvidia_driver_reboot": False} if no_reboot else {}
-    return {**chosen, **reboot, "sglang_ops_canary": canary, "sglang_ops_batch": _options.batch(batch)}
+    size = rollout_run.checked({"batch": batch})["batch"]
+    return {**chosen, **reboot, "sglang_ops_canary": canary, "sglang_ops_batch": size}
 
 
 class Work:

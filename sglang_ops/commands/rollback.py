@@ -9,6 +9,7 @@ import typer
 from sglang_ops import identity, rollout, rollout_run
 from sglang_ops.commands import _common, _options, _rollout, _views
 from sglang_ops.commands._options import Output
+from sglang_ops.errors import ExitCode
 from sglang_ops.result import Deployed
 
 Release = Annotated[
@@ -77,7 +78,18 @@ def go_back(
         _views.failures(err, played.state.failures, folder, target, again)
         if not json:
             _rollout.summary(err, result, target, again)
+            if variables.get("sglang_server_undo") and result.exit_code not in (ExitCode.DONE, ExitCode.LOCKED):
+                _kept(played, again)
             if result.ok and not result.rolled:
                 err.print("Nothing to take back.")
             err.print(f"Finished in {result.seconds:.1f} s.")
         return result.exit_code
+
+
+def _kept(played: _common.Played, again: str) -> None:
+    """Say that a roll-out which could not be taken back everywhere is known still."""
+    if any(host.results.get("rollout") for host in played.state.hosts.values()):
+        return
+    err = _common.stderr()
+    err.print("\nNot every host was taken back, so the hosts keep the roll-out on record. Once they can go back:")
+    err.print(f"  {again}", markup=False, soft_wrap=True)

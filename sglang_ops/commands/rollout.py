@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 
-from sglang_ops import rollouts
-from sglang_ops.commands import _common, _deployment, _options, _rollout, _views
+from sglang_ops import rollout_run, rollouts
+from sglang_ops.commands import _common, _deployment, _looks, _options, _rollout, _views
 from sglang_ops.commands._options import Output
 from sglang_ops.commands.deploy import Work
 from sglang_ops.commands.rollback import go_back
 from sglang_ops.errors import ExitCode, UsageError
-from sglang_ops.runs import RunFolder
 
 NOTHING = "No roll-out is unfinished on these hosts."
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 
 @app.command()
 def status(
+    context: typer.Context,
     inventory: _options.Inventory,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
@@ -40,34 +41,38 @@ def status(
     """
     target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
     with _common.run_folder("rollout_status", target) as folder:
-        found, played = _look(target, folder)
+        look = _looks.Look(target, folder, _common.again(context), output is Output.JSON)
+        found, played = _look(look)
         open_ones, rows = rollouts.unfinished(found), rollouts.running(found)
         code = played.exit_code
         if code is ExitCode.DONE and any(item.paused for item in open_ones):
             code = ExitCode.PENDING
-        data = {
-            "ok": code is ExitCode.DONE,
-            "exit_code": int(code),
-            "rollouts": rollouts.as_dicts(open_ones),
-            "services": rollouts.as_dicts(rows),
-        }
-        _common.keep(folder, data, hosts=len(found), seconds=played.seconds)
-        if output is Output.JSON:
-            _common.print_json(data)
-        else:
-            _common.stdout().print(_rollout.running(rows))
-            for item in open_ones:
-                _rollout.told(_common.stdout(), item)
-            if not open_ones:
-                _common.stderr().print("No roll-out is unfinished.")
-            else:
-                words = ["undo"] if any(item.failed for item in open_ones) else ["resume", "undo"]
-                _views.following([target.command(f"rollout {word}") for word in words], _common.stderr())
-        return code
+        data = {"rollouts": rollouts.as_dicts(open_ones), "services": rollouts.as_dicts(rows)}
+        return look.end(played, data, lambda: _status(target, open_ones, rows, played), code)
+
+
+def _status(
+    target: _common.Target,
+    open_ones: Sequence[rollouts.Unfinished],
+    rows: Sequence[rollouts.Running],
+    played: _common.Played,
+) -> None:
+    if rows:
+        _common.stdout().print(_rollout.running(rows))
+    for item in open_ones:
+        _rollout.told(_common.stdout(), item)
+    if open_ones:
+        words = ["undo"] if any(item.failed for item in open_ones) else ["resume", "undo"]
+        _views.following([target.command(f"rollout {word}") for word in words], _common.stderr())
+    elif not played.state.failures:
+        _common.stderr().print("No roll-out is unfinished.")
+    elif any(host.results.get("rollout") for host in played.state.hosts.values()):
+        _common.stderr().print("No roll-out is unfinished on the hosts that answered.")
 
 
 @app.command()
 def pause(
+    context: typer.Context,
     inventory: _options.Inventory,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
@@ -82,18 +87,23 @@ def pause(
     """
     target = _common.Target.of(inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass)
     with _common.run_folder("rollout_pause", target) as folder:
+        look = _looks.Look(target, folder, _common.again(context), output is Output.JSON)
         played = _rollout.play("pause", target, folder)
         waiting = sorted(host.name for host in played.state.hosts.values() if host.result("rollout").get("unfinished"))
         if not waiting and played.exit_code is ExitCode.DONE:
             raise UsageError(NOTHING, fix=f"See {target.command('rollout status')}")
-        data = {"ok": played.exit_code is ExitCode.DONE, "exit_code": int(played.exit_code), "waiting": waiting}
-        _common.keep(folder, data, hosts=len(played.state.hosts), seconds=played.seconds)
-        if output is Output.JSON:
-            _common.print_json(data)
-        else:
-            _common.stdout().print(f"Paused. Not changed yet, or changing now: {', '.join(waiting)}.", soft_wrap=True)
-            _views.following([target.command(f"rollout {word}") for word in ("resume", "undo")], _common.stderr())
-        return played.exit_code
+        return look.end(played, {"waiting": waiting}, lambda: _paused(target, waiting, played))
+
+
+def _paused(target: _common.Target, waiting: Sequence[str], played: _common.Played) -> None:
+    untold = ", ".join(failure.host for failure in played.state.failures)
+    if waiting:
+        said = f"Paused. Not changed yet, or changing now: {', '.join(waiting)}."
+        _common.stdout().print(f"{said} Not told: {untold}." if untold else said, soft_wrap=True)
+        _views.following([target.command(f"rollout {word}") for word in ("resume", "undo")], _common.stderr())
+    else:
+        said = f"Nothing was paused: no roll-out is unfinished on the hosts that answered. Not told: {untold}."
+        _common.stdout().print(said, soft_wrap=True)
 
 
 @app.command()
@@ -104,9 +114,19 @@ def resume(
     lock_wait: _options.LockWait = 0,
     limit: _options.Limit = None,
     forks: _options.Forks = None,
+    canary: _options.Canary = None,
+    batch: _options.Batch = None,
+    max_failures: _options.MaxFailures = None,
+    soak: _options.Soak = None,
+    start_timeout: _options.StartTimeout = None,
+    drain_timeout: _options.DrainTimeout = None,
+    rollback: _options.Rollback = None,
+    order: _options.Order = None,
+    surge: _options.Surge = None,
     extra_vars: _options.ExtraVars = None,
     override: _options.Overrides = None,
     strict: _options.Strict = False,
+    interrupt_evaluations: _options.InterruptEvaluations = False,
     verbose: _options.Verbose = 0,
     ask_become_pass: _options.AskBecomePass = False,
     output: _options.OutputFormat = Output.TABLE,
@@ -114,8 +134,20 @@ def resume(
     """Let a roll-out go on that was paused, or whose controller died.
 
     With the same deployment file; a changed one is refused. The image is the
-    one that the roll-out began with, wherever its tag is by now.
+    one that the roll-out began with, wherever its tag is by now, and so are
+    batches, times and the other flags below, unless they are given anew.
     """
+    given = rollout_run.flags(
+        canary=canary,
+        batch=batch,
+        max_failures=max_failures,
+        soak=soak,
+        start_timeout=start_timeout,
+        drain_timeout=drain_timeout,
+        rollback=rollback,
+        order=order,
+        surge=surge,
+    )
     target = _common.Target.of(
         inventory,
         limit,
@@ -127,29 +159,46 @@ def resume(
     )
     json = output is Output.JSON
     with _deployment.opened("rollout_resume", target, config, override) as (source, folder):
-        open_ones = _unfinished(target, folder)
-        failed = [host for item in open_ones for host in item.failed]
-        if failed:
-            raise UsageError(
-                f"The roll-out failed on {', '.join(failed)}: there is nothing to go on with.",
-                fix="Correct the deployment and deploy again, or take it back with `rollout undo`.",
-            )
+        look = _looks.Look(target, folder, _common.again(context), json)
+        found, looked = _look(look)
+        if looked.exit_code is not ExitCode.DONE:
+            return look.end(looked, {})
+        open_ones = _going_on(_unfinished(target, found), source)
         digests = {ref: digest for item in open_ones for ref, digest in item.digests.items()}
+        options = {name: value for item in open_ones for name, value in item.options.items()} | given
+        kept = rollout_run.typed({name: value for name, value in options.items() if name not in given})
+        if kept and not json:
+            _common.stderr().print(f"As the roll-out began: {' '.join(kept)}.")
         work = Work(
             target,
             folder,
             source,
-            _common.again(context),
-            {"resume": True, "digests": digests},
+            shlex.join([*shlex.split(look.again), *kept]),
+            {"resume": True, "digests": digests, "options": options},
             json=json,
             diff=False,
             strict=strict,
+            interrupt=interrupt_evaluations,
         )
         planned = work.run(check=True, playbook="plan")  # a file that has changed is refused before the mark is gone
         if not planned.ok:
             return work.show(planned)
-        _rollout.play("resume", target, folder)
+        let = _rollout.play("resume", target, folder, [name for item in open_ones for name in item.services])
+        if let.exit_code is not ExitCode.DONE:  # where a host was not told, the deploy would stop as paused
+            return look.end(let, {})
         return work.show(work.run(check=False))
+
+
+def _going_on(open_ones: Sequence[rollouts.Unfinished], source: _deployment.Source) -> list[rollouts.Unfinished]:
+    """The roll-outs of the file's services. Raises PreflightError, UsageError where they cannot go on with it."""
+    meant = rollouts.of_file(open_ones, [item.service_name for item in source.deployments])
+    failed = [host for item in meant for host in item.failed]
+    if failed:
+        raise UsageError(
+            f"The roll-out failed on {', '.join(failed)}: there is nothing to go on with.",
+            fix="Correct the deployment and deploy again, or take it back with `rollout undo`.",
+        )
+    return meant
 
 
 @app.command()
@@ -168,21 +217,25 @@ def undo(
     target = _common.Target.of(
         inventory, limit, forks=forks, verbose=verbose, ask_become_pass=ask_become_pass, lock_wait=lock_wait
     )
+    size = rollout_run.checked({"batch": batch})["batch"]
     with _common.run_folder("rollout_status", target) as folder:
-        ids = [item.id for item in _unfinished(target, folder)]
+        look = _looks.Look(target, folder, _common.again(context), output is Output.JSON)
+        found, looked = _look(look)
+        if looked.exit_code is not ExitCode.DONE and not rollouts.unfinished(found):
+            return look.end(looked, {})
+        ids = [item.id for item in _unfinished(target, found)]
         _common.keep(folder, {"ok": True, "exit_code": 0}, hosts=0, seconds=0.0)
-    size = _options.batch(batch)
-    return go_back("rollout_undo", target, _common.again(context), {"sglang_server_undo": ids}, None, size, output)
+    return go_back("rollout_undo", target, look.again, {"sglang_server_undo": ids}, None, size, output)
 
 
-def _look(target: _common.Target, folder: RunFolder) -> tuple[dict[str, list[Mapping[str, Any]]], _common.Played]:
-    played = _rollout.play("look", target, folder)
+def _look(look: _looks.Look) -> tuple[dict[str, list[Mapping[str, Any]]], _common.Played]:
+    played = _rollout.play("look", look.target, look.folder)
     return rollouts.looked(played.state), played
 
 
-def _unfinished(target: _common.Target, folder: RunFolder) -> list[rollouts.Unfinished]:
+def _unfinished(target: _common.Target, looked: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[rollouts.Unfinished]:
     """Raises UsageError where there is none."""
-    found = rollouts.unfinished(_look(target, folder)[0])
+    found = rollouts.unfinished(looked)
     if not found:
         fix = f"See {target.command('rollout status')}; `rollback` returns to the release of before."
         raise UsageError(NOTHING, fix=fix)

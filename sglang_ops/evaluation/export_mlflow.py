@@ -19,6 +19,7 @@ from sglang_ops.evaluation.results import RESULT_FILE, RUN_FILE, SAMPLES_FILE, R
 
 TAG = "sglang_ops.run"
 LONGEST = 500  # letters of a parameter that every release of MLflow takes
+_WHOLE = "attributes.status = 'FINISHED'"  # one that was cut off is written again
 _NO_METRIC = re.compile(r"[^A-Za-z0-9_\-. /]")
 
 
@@ -34,8 +35,8 @@ class Exported:
 
 def export(run: Run, uri: str, experiment: str | None = None) -> Exported:
     """Write `run` to the tracking server at `uri` (file:/directory, https://…). A complete run that is there already
-    is left alone, an incomplete one gets a new run beside it. Raises UsageError without MLflow, OpsError where the
-    server refuses."""
+    is left alone; an incomplete one, or one that did not arrive whole, gets a new run beside it. Raises UsageError
+    without MLflow, OpsError where the server refuses."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if uri.startswith("file:"):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks before it writes to a directory
@@ -50,7 +51,7 @@ def export(run: Run, uri: str, experiment: str | None = None) -> Exported:
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(name)
         experiment_id = found.experiment_id if found else client.create_experiment(name)
-        query = f"tags.`{TAG}` = '{run.info.run}' and tags.`{TAG}.complete` = 'true'"
+        query = f"tags.`{TAG}` = '{run.info.run}' and tags.`{TAG}.complete` = 'true' and {_WHOLE}"
         there = client.search_runs([experiment_id], query) if run.info.complete else []
         if there:
             return Exported(uri, name, there[0].info.run_id, added=False)

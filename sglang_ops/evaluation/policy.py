@@ -229,6 +229,8 @@ def _min_score(task: Task, metric: str, limit: float, tier: Tier, confidence: fl
     low, high = found.interval
     verdict = Verdict.GO if low >= limit else Verdict.NO_GO if high < limit else Verdict.INCONCLUSIVE
     why = f"{metric} {_shown(found.score)} [{_shown(low)}, {_shown(high)}], at least {_shown(limit)} is asked"
+    if _alone(found.items, low, high):
+        verdict, why = Verdict.INCONCLUSIVE, f"{metric} {_shown(found.score)} of one item: {_NO_INTERVAL}"
     return Criterion(name, tier, "min_score", metric, verdict, limit, found.score, found.interval, why)
 
 
@@ -248,7 +250,17 @@ def _max_drop(
     verdict = Verdict.GO if high <= limit else Verdict.NO_GO if low > limit else Verdict.INCONCLUSIVE
     why = f"{metric} {_shown(found.first)} → {_shown(found.second)}, a drop of {_shown(drop)} "
     why += f"[{_shown(low)}, {_shown(high)}] over {found.items} items, at most {_shown(limit)} is allowed"
+    if _alone(found.items, low, high):
+        verdict, why = Verdict.INCONCLUSIVE, f"{metric} dropped by {_shown(drop)} on one item: {_NO_INTERVAL}"
     return Criterion(name, tier, "max_drop", metric, verdict, limit, drop, (low, high), why)
+
+
+_NO_INTERVAL = "how far another's may lie is not known"
+
+
+def _alone(items: int, low: float, high: float) -> bool:
+    """Whether an interval has no width because there is but one item, of a metric without bounds."""
+    return items == 1 and low == high
 
 
 def _shown(value: float) -> str:

@@ -41,7 +41,7 @@ class Dataset(_Part):
     revision: str | None = Field(default=None, description="Revision on the hub; null for local data.")
     sha256: str = Field(
         pattern="^[0-9a-f]{64}$",
-        description="Of the data as it was read; where only the harness reads it, of the samples' questions and answers.",
+        description="Of the data as it was read; where only the harness reads it, of questions and answers.",
     )
 
 

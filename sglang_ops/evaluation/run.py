@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ops.errors import UsageError
-from sglang_ops.evaluation import groups, parameters, tasks
+from sglang_ops.evaluation import data, groups, parameters, tasks
 from sglang_ops.planning.command import Mount, arguments, option
 from sglang_ops.spec import Deployment, DeploymentFile
 from sglang_ops.spec.launcher import Evaluation, Task
 from sglang_ops.spec.model import is_secret
 from sglang_ops.spec.values import EnvValue
 
-MOST_CARRIED = 16 * 1024 * 1024  # bytes of data that travel with a run; more is put on the hosts beforehand
 DEFAULT_DIRECTORY = "results"
 _NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}\Z")
 _SLUG = re.compile(r"^[A-Za-z0-9][\w.-]{0,80}\Z")
@@ -92,7 +91,7 @@ def work(
         images += [] if image in images else [image]
         said += _gated(file, task, known)
         if task.dataset_dir:
-            carried, mount = _data(task, within or known.name, base)
+            carried, mount = data.of_task(task.name, task.dataset_dir, within or known.name, base)
             files |= carried
             mounts += [mount] if mount and mount not in mounts else []
         item = _item(known, task, section, f"evaluation.tasks.{place}", limit)
@@ -103,7 +102,8 @@ def work(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UsageError(f"evaluation.tasks: {twice} is there twice.", fix="Take one of them away.")
-    _check_environment(file)
+    data.check(files)
+    _check_environment(file, [task for task, _ in wanted])
     job = {
         "run": run,
         "deployment": deployment.service_name,
@@ -125,7 +125,7 @@ def _wanted(written: Sequence[Task], only: Sequence[str]) -> list[Task]:
 
 def _gated(file: DeploymentFile, task: Task, known: tasks.Task) -> list[str]:
     """What is said of a data set that the hub gives only to those whom it knows."""
-    layers = (file.env_vars, file.evaluation.env_vars, file.execution.env_vars.evaluation, task.env_vars)
+    layers = [*(layer for _, layer in _common(file)), task.env_vars]
     if not known.gated or task.dataset_dir or any("HF_TOKEN" in layer for layer in layers):
         return []
     missing = "is gated, and there is no HF_TOKEN in evaluation.env_vars"
@@ -223,27 +223,6 @@ def _nvidia(known: tasks.Task, endpoint: str, adapter: dict[str, Any] | None) ->
     }
 
 
-def _data(task: Task, name: str, base: Path) -> tuple[dict[str, Path], Mount | None]:
-    """The files of a task's `dataset_dir`, if it is on this machine; else the mount of the host's directory."""
-    written = str(task.dataset_dir)
-    if written.startswith("/"):
-        return {}, Mount(written, f"/evaluation/data/{name}", read_only=True)
-    directory = base / written
-    if not directory.is_dir():
-        raise UsageError(
-            f"{task.name}: dataset_dir {written} is no directory beside the deployment file ({directory}).",
-            fix="Correct it; an absolute path is one on the hosts.",
-        )
-    found = {f"data/{name}/{path.name}": path for path in sorted(directory.iterdir()) if path.is_file()}
-    size = sum(path.stat().st_size for path in found.values())
-    if size > MOST_CARRIED:
-        raise UsageError(
-            f"{task.name}: dataset_dir {written} has {size / 1e6:.0f} MB; {MOST_CARRIED / 1e6:.0f} MB can go along.",
-            fix="Put it on the hosts and write its absolute path.",
-        )
-    return found, None
-
-
 def _mounts(file: DeploymentFile) -> list[Mount]:
     return [Mount(one.source, one.target, one.read_only) for one in file.execution.mounts.evaluation]
 
@@ -254,13 +233,10 @@ def environment(file: DeploymentFile, deployment: Deployment, base: Path) -> dic
 
     {"api_key", "environment": {name: value}, "tasks": {task: {name: value}}, "runtime": {name: variable of the host}}.
     """
-    layers = {**file.env_vars, **file.evaluation.env_vars, **file.execution.env_vars.evaluation}
-    common = {name: value for name, value in layers.items() if value.kind != "runtime"}
-    resolved = {name: _value(value) for name, value in common.items()}
+    layers = {name: value for _, layer in _common(file) for name, value in layer.items()}
+    resolved = {name: _value(value) for name, value in layers.items() if value.kind != "runtime"}
     per_task = {
-        _find(task, file.evaluation)[0].name: {
-            name: _value(value) for name, value in task.env_vars.items() if value.kind != "runtime"
-        }
+        _find(task, file.evaluation)[0].name: {name: _value(value) for name, value in task.env_vars.items()}
         for task, _ in _expanded(file.evaluation.tasks, base)[0]
     }
     return {
@@ -273,20 +249,38 @@ def environment(file: DeploymentFile, deployment: Deployment, base: Path) -> dic
 
 def secret_values(file: DeploymentFile) -> set[str]:
     """Values that must not be kept in run folders."""
-    layers = [file.env_vars, file.evaluation.env_vars, *(task.env_vars for task in file.evaluation.tasks)]
-    return {_value(value) for layer in layers for name, value in layer.items() if is_secret(name, value)} - {""}
+    layers = [*(layer for _, layer in _common(file)), *(task.env_vars for task in file.evaluation.tasks)]
+    pairs = [pair for layer in layers for pair in layer.items() if pair[1].kind != "runtime"]
+    return {_value(value) for name, value in pairs if is_secret(name, value)} - {""}
+
+
+def _common(file: DeploymentFile) -> list[tuple[str, Mapping[str, EnvValue]]]:
+    """The environment of all tasks: where in the file, and what; later ones win."""
+    return [
+        ("env_vars", file.env_vars),
+        ("evaluation.env_vars", file.evaluation.env_vars),
+        ("execution.env_vars.evaluation", file.execution.env_vars.evaluation),
+    ]
 
 
 def _value(value: EnvValue) -> str:
     return os.environ.get(value.value, "") if value.kind == "host" else value.value
 
 
-def _check_environment(file: DeploymentFile) -> None:
-    layers = [file.evaluation.env_vars, *(task.env_vars for task in file.evaluation.tasks)]
-    for layer in layers:
-        for name, value in layer.items():
-            if value.kind == "host" and not os.environ.get(value.value):
-                raise UsageError(
-                    f"evaluation.env_vars.{name}: the variable {value.value} is not set here.",
-                    fix=f"export {value.value}=…",
-                )
+def _check_environment(file: DeploymentFile, wanted: Sequence[Task]) -> None:
+    common = {name: (where, value) for where, layer in _common(file) for name, value in layer.items()}
+    used = [(where, name, value) for name, (where, value) in common.items()]
+    for task in wanted:
+        where = f"evaluation.tasks ({task.name}).env_vars"
+        used += [(where, name, value) for name, value in task.env_vars.items()]
+        theirs = next((name for name, value in task.env_vars.items() if value.kind == "runtime"), None)
+        if theirs:
+            raise UsageError(
+                f"{where}.{theirs} is a variable of the hosts (runtime:), which all tasks of a run have.",
+                fix="Write it in evaluation.env_vars.",
+            )
+    for where, name, value in used:
+        if value.kind == "host" and not os.environ.get(value.value):
+            raise UsageError(
+                f"{where}.{name}: the variable {value.value} is not set here.", fix=f"export {value.value}=…"
+            )

@@ -60,7 +60,6 @@ def assemble(folder: Path, run: str, parts: Sequence[Part], lost: Mapping[str, s
     job = parts[0].read("job.json")
     names = [task["name"] for task in job["tasks"]]
     written = [_task(folder, run, task, parts, lost) for task in job["tasks"]]
-    arguments = {tuple(part.read("job.json")["server"]["argv"]) for part in parts}
     digests = {part.read("job.json")["server"]["image_digest"] for part in parts}
     model = job["server"]["model"]
     started = min(datetime.fromtimestamp(part.read("job.json")["created"], UTC) for part in parts)
@@ -74,11 +73,15 @@ def assemble(folder: Path, run: str, parts: Sequence[Part], lost: Mapping[str, s
         deployment=job["deployment"],
         model=ModelInfo(name=job["model"], repo=model.get("repo"), revision=model.get("commit")),
         image_digest=next(iter(digests)) if len(digests) == 1 else None,
-        server_arguments=tuple(without_secrets(min(arguments), lambda _: "(hidden)")),
+        server_arguments=_arguments(parts[0]),
         hosts=tuple(dict.fromkeys(host for part in parts for host in _asked(part))),
         tasks=tuple(names),
         harness=_harness(parts),
-        parameters={task["name"]: _parameters(task) for task in job["tasks"]} | {"concurrency": job["concurrency"]},
+        parameters={
+            **{task["name"]: _parameters(task) for task in job["tasks"]},
+            "concurrency": job["concurrency"],
+            **_other_arguments(parts),
+        },
         groups=tuple(groups.score(one, [task for task in written if task]) for one in job.get("groups") or ()),
     )
     results.write_info(folder, info)
@@ -93,9 +96,9 @@ def _task(
     if not checked:
         return None
     once: dict[tuple[str, int], Sample] = {}
-    for part in parts:
-        for sample in part.samples(name):
-            once.setdefault((sample.id, sample.repeat), sample)
+    # Where two hosts asked an item, one that was answered counts before one that failed.
+    for sample in sorted((one for part in parts for one in part.samples(name)), key=lambda one: one.failed is not None):
+        once.setdefault((sample.id, sample.repeat), sample)
     samples = sorted(once.values(), key=lambda sample: (*_place(sample.id), sample.repeat))
     over = all(part.read("status.json").get("tasks", {}).get(name, {}).get("scored") for part in parts)
     items, repeats = checked[0]["items"], int(checked[0]["repeats"])
@@ -104,6 +107,7 @@ def _task(
         missing = 0 if over and items else 1
     else:
         missing = items * repeats - len(samples)
+    why = _data(name, parts) or (_why(missing, parts, lost) if missing else None)
     metrics, counts = scoring.measure(samples), scoring.count(samples)
     primary = checked[0]["primary"] or (metrics[0].name if metrics else "")
     chosen = next((metric for metric in metrics if metric.name == primary), metrics[0] if metrics else None)
@@ -125,8 +129,8 @@ def _task(
         reasoning_only=counts.reasoning_only,
         timings=_timings(parts, name),
         hosts=tuple(host for part in parts for host in _asked(part) if any(one.host == host for one in samples)),
-        complete=missing == 0,
-        incomplete_because=_why(missing, parts, lost) if missing else None,
+        complete=not why,
+        incomplete_because=why,
     )
     place = results.write_task(folder, result, samples)
     for part in parts:
@@ -159,6 +163,20 @@ def _place(name: str) -> tuple[str, int]:
     return subtask, int(number)
 
 
+def _data(task: str, parts: Sequence[Part]) -> str | None:
+    """That the hosts had not the same items, and so no score in common. None where they had."""
+    had: dict[str, str] = {}
+    for part in parts:
+        known = part.read("checked.json").get("tasks", {}).get(task, {}).get("dataset") or {}
+        if known.get("sha256"):
+            had[part.host] = str(known["sha256"])[:12]
+    if len(set(had.values())) < 2:
+        return None
+    return (
+        f"the hosts do not have the same data: {', '.join(f'{host} has {sha}' for host, sha in had.items())} (SHA-256)"
+    )
+
+
 def _why(missing: int, parts: Sequence[Part], lost: Mapping[str, str]) -> str:
     reasons = [f"{host}: {why}" for host, why in lost.items()]
     reasons += [f"{part.host}: {part.why or part.state}" for part in parts if part.state != "done"]
@@ -184,7 +202,7 @@ def _harness(parts: Sequence[Part], task: Mapping[str, Any] | None = None) -> Ha
             (
                 known.get("harness", {})
                 for part in parts
-                if (known := part.read("checked.json")["tasks"].get(one["name"]))
+                if (known := part.read("checked.json").get("tasks", {}).get(one["name"]))
             ),
             {},
         )
@@ -196,6 +214,16 @@ def _harness(parts: Sequence[Part], task: Mapping[str, Any] | None = None) -> Ha
         version=" + ".join(versions),
         image=images[0] if len(found) == 1 else None,
     )
+
+
+def _arguments(part: Part) -> tuple[str, ...]:
+    return tuple(without_secrets(tuple(part.read("job.json")["server"]["argv"]), lambda _: "(hidden)"))
+
+
+def _other_arguments(parts: Sequence[Part]) -> dict[str, Any]:
+    """Each host's server arguments, where they are not the same."""
+    had = {part.host: " ".join(_arguments(part)) for part in parts}
+    return {"server_arguments": had} if len(set(had.values())) > 1 else {}
 
 
 def _parameters(task: Mapping[str, Any]) -> dict[str, Any]:

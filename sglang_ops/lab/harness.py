@@ -39,7 +39,14 @@ _TASKS = (
     "lm_eval/tasks/m[!i]*/*", "lm_eval/tasks/s*/*",
 )  # fmt: skip
 _READERS = "import datasets, pandas, pyarrow.csv, pyarrow.dataset, pyarrow.parquet"
-_PROGRAM = "#!/usr/bin/python3\nimport sys\nfrom {module} import {name}\nsys.exit({name}())\n"
+# As pip writes it: processes that a program spawns import it once more, and must not run it.
+_PROGRAM = """\
+#!/usr/bin/python3
+import sys
+from {module} import {name}
+if __name__ == "__main__":
+    sys.exit({name}())
+"""
 _EVALUATOR = {"nemo-evaluator": ("nemo_evaluator.core.entrypoint", "run_eval")}
 
 

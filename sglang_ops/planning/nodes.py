@@ -59,6 +59,11 @@ def group_of(deployment: Deployment, host: str, members: Sequence[str], playing:
     return group
 
 
+def answering(deployment: Deployment, members: Sequence[str]) -> list[str]:
+    """Those of the deployment's hosts that answer requests: the first of each group, or all."""
+    return list(members[:: deployment.nodes])
+
+
 def placed(deployment: Deployment, group: Group, facts: HostFacts) -> Deployment:
     """The deployment as this host runs it: an ordinary one, with what makes it a member of its group.
 

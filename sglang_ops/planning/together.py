@@ -63,7 +63,7 @@ def _action(name: str, plan: Plan) -> str:
 
 
 class Mate(NamedTuple):
-    """Another host of a group: whether it is still in the play, and what it said at the step that is asked about."""
+    """Another host of a group: whether it still changes, and what it said at the step that is asked about."""
 
     name: str
     playing: bool
@@ -77,9 +77,9 @@ def lost(mates: Sequence[Mate], phase: str) -> Iterator[str]:
     """
     for mate in mates:
         report = mate.told.get("sglang_ops") or {}
-        if not mate.playing:
-            yield f"{mate.name} has dropped out"
-        elif mate.told.get("failed"):
+        if mate.told.get("failed"):
             yield f"{mate.name} failed ({str(mate.told.get('msg') or 'it did not say why').rstrip('.')})"
+        elif not mate.playing:
+            yield f"{mate.name} has dropped out"
         elif not mate.told or (phase and report.get("phase") != phase):
             yield f"{mate.name} did not come that far"

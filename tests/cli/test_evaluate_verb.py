@@ -52,7 +52,7 @@ def answers(shell: Shell, start: dict[str, Any], end: dict[str, Any] | None = No
     )
 
 
-def archive(home: Path, items: int = 2) -> None:
+def archive(home: Path, items: int = 2, **more: Any) -> None:
     samples = [
         {"id": str(item), "repeat": 0, "host": "one", "prompt": "p", "answer": "a", "scores": {"acc": item}}
         for item in range(2)
@@ -65,6 +65,7 @@ def archive(home: Path, items: int = 2) -> None:
         "model": "tiny",
         "concurrency": 2,
         "image": "i",
+        **more,
     }
     found = {"items": items, "repeats": 1, "primary": "acc", "dataset": {"name": "d", "sha256": "0" * 64}}
     files = {
@@ -173,3 +174,70 @@ def test_a_run_that_no_host_has_is_named(shell: Shell) -> None:
     answers(shell, nothing, nothing)
     assert shell.run("evaluate", "wait", "-i", "hosts.yml", "gone") == 7
     assert "No host has a run gone" in shell.err
+
+
+def test_stopping_and_removing_say_nothing_of_results_that_were_brought_before(shell: Shell) -> None:
+    archive(shell.home, items=3)
+    answers(shell, told("running"), told("cancelled"))
+    assert shell.run("evaluate", "fetch", "-i", "hosts.yml", "r") == 1
+    assert "1 answers are missing" in shell.out
+    said = shell.json("evaluate", "cancel", "-i", "hosts.yml", "r")
+    assert (said["ok"], said["tasks"], said["states"]) == (True, [], {"one": "cancelled"})
+    answers(shell, told("running"), told("removed"))
+    assert shell.run("evaluate", "rm", "-i", "hosts.yml", "r") == 0
+    assert "removed" in shell.out
+
+
+def test_each_host_has_a_folder_of_its_own_and_a_lost_one_is_no_success(shell: Shell) -> None:
+    archive(shell.home, repeat_on_hosts=True)
+    lost = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    hosts = {"all": {"hosts": {"one": {"ansible_connection": "local"}, "two": lost}}}
+    (shell.home / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    answers(shell, told("running"), told("done"))
+    said = shell.json("evaluate", "wait", "-i", "hosts.yml", "r")
+    assert (said["ok"], said["exit_code"]) == (False, 6), said
+    assert [task["run"] for task in said["tasks"]] == ["r-one"]
+    assert [path.name for path in (shell.home / "results").iterdir()] == ["r-one"]
+    shell.inventory("one")
+    again = shell.json("evaluate", "wait", "-i", "hosts.yml", "r")
+    assert (again["ok"], [task["run"] for task in again["tasks"]]) == (True, ["r-one"])
+    shell.playbook("evaluate", {"ansible.builtin.file": {"path": str(shell.home / "touched"), "state": "touch"}})
+    assert shell.run("evaluate", "-i", "hosts.yml", "--name", "r", "--each") == 7
+    assert "There are results of a run r in" in shell.err
+    assert not (shell.home / "touched").exists()
+
+
+def test_the_next_command_finds_the_same_place(shell: Shell) -> None:
+    archive(shell.home)
+    written = DEPLOYMENT + yaml.safe_dump({**EVALUATION, "execution": {"output_dir": "elsewhere"}})
+    (shell.home / "files").mkdir()
+    (shell.home / "files/other.yaml").write_text(written)
+    answers(shell, told("running"), told("done"))
+    assert shell.run("evaluate", "-i", "hosts.yml", "-c", "files/other.yaml", "--name", "r", "--detach") == 0
+    assert "evaluate wait -i hosts.yml -c files/other.yaml r" in shell.err
+    assert shell.run("evaluate", "wait", "-i", "hosts.yml", "-c", "files/other.yaml", "r") == 0
+    assert (shell.home / "files/elsewhere/r/run.json").exists(), "beside the file, like its other paths"
+    assert not (shell.home / "results").exists()
+    assert shell.run("evaluate", "-i", "hosts.yml", "--output-dir", "third", "--name", "q", "--detach") == 0
+    assert "evaluate wait -i hosts.yml --output-dir third q" in shell.err
+
+
+def test_logs_take_the_service_that_they_ask_for(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = {"hf_model_handle": "lab/m", "image": "r.example/s:v0.5.23"}
+    two = {name: {**common, "served_model_name": name, "port": port} for name, port in (("a", 8000), ("b", 8001))}
+    (shell.home / "deployment.yaml").write_text(yaml.safe_dump({"deployments": two, **EVALUATION}))
+    shown: list[str] = []
+    monkeypatch.setattr("sglang_ops.commands.logs.logs", lambda *_, service, **__: shown.append(service))
+    assert shell.run("evaluate", "logs", "-i", "hosts.yml", "r") == 7
+    assert "Name it with --service" in shell.err
+    shell.run("evaluate", "logs", "-i", "hosts.yml", "--service", "b", "r")
+    assert shown == ["sglang-b-evaluation-r"]
+
+
+def test_hosts_with_different_data_share_no_items(shell: Shell) -> None:
+    shell.inventory("one", "two")
+    rows = "{'run': 'r', 'state': 'running', 'data': {'ifeval': 'ab' if inventory_hostname == 'one' else 'cd'}}"
+    result = {"sglang_ops": {"kind": "evaluation", "runs": ["{{ " + rows + " }}"], "warnings": []}}
+    shell.playbook("evaluate", {"name": "a", "sglang_evaluation": {"result": result}})
+    assert shell.run("evaluate", "-i", "hosts.yml", "--name", "r") == 7
+    assert "ifeval: the hosts do not have the same data: one has ab, two has cd (SHA-256)." in shell.err

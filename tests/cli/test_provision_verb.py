@@ -86,7 +86,7 @@ def test_flags_reach_the_playbook(shell: Shell, words: list[str], variable: str,
 def test_a_batch_that_is_none_is_refused(shell: Shell, batch: str) -> None:
     shell.inventory("gpu-1")
     assert shell.run("provision", "-i", "hosts.yml", f"--batch={batch}") == 7
-    assert f"--batch {batch}: a number of hosts is 1 or more." in shell.err
+    assert f"--batch: {batch} is no number of hosts." in shell.err
 
 
 def test_check_with_detailed_exitcode_ends_with_two_where_something_is_to_be_done(shell: Shell) -> None:

@@ -76,6 +76,7 @@ def write(directory: Path) -> None:
         "srv/answers/answers.jsonl": answers(),
         "srv/answers/slow.jsonl": answers(seconds=3.0),
         "srv/answers/slower.jsonl": answers(seconds=10.0),
+        "srv/answers/slowest.jsonl": answers(seconds=30.0),
     }
     for name, text in files.items():
         path = directory / name

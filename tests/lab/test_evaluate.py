@@ -331,6 +331,35 @@ def test_a_lost_hosts_items_are_taken_over(lab: Lab) -> None:
         assert whole["hosts"] == [lab.hosts[0]]
     finally:
         ops("lab", "poweron", "--name", lab.name, lab.hosts[1], timeout=200)
+    # What the lost host had begun goes on there by itself, and keeps deploys away until it has ended.
+    ended = evaluate(lab, "lost", "-l", lab.hosts[1], verb="cancel")
+    assert (ended["ok"], ended["states"]) == (True, {lab.hosts[1]: "cancelled"}), ended
+
+
+@pytest.mark.slow
+def test_each_host_is_asked_all_items_and_one_that_is_off_is_no_success(lab: Lab) -> None:
+    serve(lab, "answers.jsonl")
+    only = ["-t", "capitals"]
+    both = evaluate(lab, "--name", "pair", "--each", *only)
+    assert both["ok"], both
+    assert [(task["run"], task["items"]) for task in both["tasks"]] == [(f"pair-{host}", 4) for host in lab.hosts]
+    again = lab.run("evaluate", "--name", "pair", *only, "--output-dir", str(lab.folder / "results"))
+    assert (again.returncode, "There are results of a run pair" in again.stderr) == (7, True), again.stderr
+    serve(lab, "slow.jsonl")
+    assert evaluate(lab, "--name", "apart", "--each", "--detach", "-t", "ifeval")["ok"]
+    assert ops("lab", "poweroff", "--name", lab.name, "--hard", lab.hosts[1], timeout=100).returncode == 0
+    try:
+        part = evaluate(lab, "apart", verb="wait")
+        assert (part["ok"], part["exit_code"]) == (False, 6), part
+        assert [(task["run"], task["complete"]) for task in part["tasks"]] == [(f"apart-{lab.hosts[0]}", True)]
+        assert not (lab.folder / "results" / "apart").exists()
+    finally:
+        ops("lab", "poweron", "--name", lab.name, lab.hosts[1], timeout=200)
+    whole = evaluate(lab, "apart", verb="wait")  # it went on by itself when its host was there again
+    assert whole["ok"], whole
+    assert [(task["run"], task["score"]) for task in whole["tasks"]] == [
+        (f"apart-{host}", EXPECTED["ifeval"]) for host in lab.hosts
+    ]
 
 
 @pytest.mark.slow
@@ -437,3 +466,20 @@ def test_a_server_with_a_key_is_measured_and_nobody_sees_it(lab: Lab) -> None:
     kept = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
     assert any(path.name == "report.html" for path in kept)
     assert not [path for path in kept if CANARY.encode() in path.read_bytes() or KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_of_hosts_that_serve_together_the_first_is_asked(lab: Lab) -> None:
+    """Last in this file: what `serve` changes stays in the lab's deployment file."""
+    serve(lab, "answers.jsonl", nodes=2, tensor_parallel_size=2)
+    try:
+        done = evaluate(lab, "--name", "group", "-t", "ifeval", "-t", "capitals")
+        assert done["ok"], done
+        assert scores(done) == {name: EXPECTED[name] for name in ("ifeval", "capitals")}
+        run = json.loads((lab.folder / "results" / "group" / "run.json").read_text())
+        assert run["hosts"] == [lab.hosts[0]]
+        assert "group" not in runs(lab, lab.hosts[1])
+        resumed = evaluate(lab, "group", verb="resume")
+        assert resumed["ok"], resumed
+    finally:
+        lab.write("deployment", nodes=None, tensor_parallel_size=None)

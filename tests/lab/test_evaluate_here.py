@@ -125,17 +125,23 @@ def test_a_group_has_the_results_of_its_tasks_and_its_mean(lab: Lab) -> None:
     assert (mean["name"], mean["score"], mean["items"]) == ("exact_match", 0.5, 8)
 
 
-def test_it_goes_on_after_ctrl_c_and_asks_only_what_is_missing(lab: Lab) -> None:
-    serve(lab, "slow.jsonl")
-    words = [sys.executable, "-m", "sglang_ops", *command(lab, "--name", "hurt", "-t", "ifeval")]
+def begin(lab: Lab, name: str) -> tuple[subprocess.Popen[str], Path]:
+    """A run whose command is at work, once three answers are there; and its status."""
+    words = [sys.executable, "-m", "sglang_ops", *command(lab, "--name", name, "-t", "ifeval")]
     env = os.environ | {"PYTHONPATH": str(ROOT)} | lab.env
     running = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
-    status = Path(lab.env["SGLANG_OPS_STATE"]) / "evaluations/hurt/status.json"
+    status = Path(lab.env["SGLANG_OPS_STATE"]) / "evaluations" / name / "status.json"
     deadline = time.monotonic() + 120
-    while not status.exists() or json.loads(status.read_text())["done"] < 3:
+    while not status.exists() or json.loads(status.read_text()).get("done", 0) < 3:
         assert time.monotonic() < deadline
         assert running.poll() is None, running.communicate()
         time.sleep(0.2)
+    return running, status
+
+
+def test_it_goes_on_after_ctrl_c_and_asks_only_what_is_missing(lab: Lab) -> None:
+    serve(lab, "slow.jsonl")
+    running, status = begin(lab, "hurt")
     running.send_signal(signal.SIGINT)
     told = running.communicate(timeout=60)[1]
     assert running.returncode == 130, told
@@ -146,6 +152,28 @@ def test_it_goes_on_after_ctrl_c_and_asks_only_what_is_missing(lab: Lab) -> None
     assert json.loads(status.read_text())["requests"] <= 12 - before + 1, "one more measures the server's speed"
     assert evaluate(lab, "hurt", verb="rm")["states"] == {"controller": "removed"}
     assert not status.exists()
+
+
+def test_a_run_whose_command_was_killed_is_seen_watched_and_cancelled(lab: Lab) -> None:
+    """The program has outlived its command; two of them never share a run."""
+    serve(lab, "slowest.jsonl")
+    running, status = begin(lab, "alone")
+    running.kill()
+    running.communicate(timeout=60)
+    for verb in ("resume", "rm"):
+        refused = ops(*command(lab, "alone", verb=verb), env=lab.env)
+        assert (refused.returncode, "is at work on this machine" in refused.stdout + refused.stderr) == (7, True)
+    listed = ops("evaluate", "ls", "-i", str(lab.inventory), "alone", "--output", "json", env=lab.env)
+    (row,) = json.loads(listed.stdout)["runs"]
+    assert (row["host"], row["state"], row["total"]) == ("controller", "running", 12)
+    assert evaluate(lab, "alone", verb="cancel")["states"] == {"controller": "cancelled"}
+    answered = json.loads(status.read_text())["done"]
+    time.sleep(5)
+    assert json.loads(status.read_text())["done"] == answered < 12
+    stopped = evaluate(lab, "alone", verb="wait")
+    assert (stopped["exit_code"], stopped["states"]) == (1, {"controller": "cancelled"})
+    assert ops("evaluate", "logs", "-i", str(lab.inventory), "alone", env=lab.env).returncode == 0
+    assert evaluate(lab, "alone", verb="rm")["states"] == {"controller": "removed"}
 
 
 def test_what_cannot_run_here_is_told_before_anything_is_asked(lab: Lab) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import Lab, ops
 from gateways import KEY, QUICK, actions, addresses, ask, door, gateway, states, written
+from waiting import wait_until
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 # What an operator may do by hand, or a router by mistake.
@@ -53,6 +59,19 @@ def test_gateway_that_reboots_finds_its_servers(lab: Lab) -> None:
     while (gateway(lab)["workers"] is None or len(states(lab)) < 2) and time.monotonic() < limit:
         time.sleep(1)
     assert set(states(lab).values()) == {"healthy"}
+
+
+def test_server_that_was_out_when_the_gateways_host_rebooted_comes_back_by_itself(lab: Lab) -> None:
+    """Whoever took it out has died meanwhile."""
+    url = f"http://{addresses(lab)[0]}:8000"
+    told = {"service": "sglang-tiny-llama-gateway", "state": "left", "workers": [url], "rejoin": 20}
+    words = [door(lab), "-i", str(lab.inventory), "-b", "-m", "sglang_gateway", "-a", json.dumps(told)]
+    subprocess.run([Path(sys.executable).with_name("ansible"), *words], cwd=ROOT, check=True, timeout=60)
+    assert url not in {row["url"] for row in gateway(lab)["workers"] if row["healthy"]}
+    assert ops("lab", "reboot", door(lab), "--name", lab.name, "--hard").returncode == 0
+    wait_until(lambda: gateway(lab)["workers"] is not None and states(lab).get(url) == "healthy", 120)
+    assert lab.ssh("ls /etc/systemd/system | grep -c rejoin || true", door(lab)).strip() == "0"
+    assert [step["step"] for step in lab.deploy(written(lab), *QUICK)["steps"]] == []
 
 
 def test_drained_host_gets_nothing_until_it_is_undrained(lab: Lab) -> None:

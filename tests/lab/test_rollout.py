@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from conftest import ROOT, Lab
 
 pytestmark = pytest.mark.lab
 QUICK = ("--soak", "0")
+RELEASES = "/var/lib/sglang-ops/services/sglang-tiny-llama/releases"
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,9 @@ def running(lab: Lab) -> dict[str, str]:
     return {row["host"]: row["release"] for row in lab.json("rollout status")["services"]}
 
 
-def begun(lab: Lab, config: Path, until: str) -> subprocess.Popen[str]:
+def begun(lab: Lab, config: Path, until: str, *flags: str) -> subprocess.Popen[str]:
     """A deploy of its own that has come to the line `until`."""
-    words = ["deploy", "-i", str(lab.inventory), "-c", str(config), "--yes", *QUICK]
+    words = ["deploy", "-i", str(lab.inventory), "-c", str(config), "--yes", *(flags or QUICK)]
     command = [sys.executable, "-m", "sglang_ops", *words]
     environment = os.environ | lab.env | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     process = subprocess.Popen(
@@ -84,6 +86,7 @@ def test_pause_from_elsewhere_holds_the_next_batch_and_resume_finishes(lab: Lab,
     assert now[lab.hosts[2]] == old[lab.hosts[2]]
     told = lab.json("rollout status")
     assert (told["exit_code"], told["rollouts"][0]["paused"]["why"]) == (2, "asked for")
+    assert told["rollouts"][0]["options"] == {"soak": 0}  # what the deploy was given, for whoever resumes
 
     changed = lab.run("rollout resume", "-c", str(release(lab, 4, port=8100)))
     assert changed.returncode == 7
@@ -124,6 +127,49 @@ def test_killed_controller_is_undone(lab: Lab) -> None:
     time.sleep(3)  # whatever the host was told last comes to its end there
     (unfinished,) = lab.json("rollout status")["rollouts"]
     assert lab.hosts[2] in unfinished["waiting"]
+    undone = lab.json("rollout undo")
+    assert undone["ok"], undone
+    assert running(lab) == old
+    assert lab.json("rollout status")["rollouts"] == []
+
+
+@pytest.mark.slow
+def test_undo_forgets_nothing_until_every_host_is_back(lab: Lab) -> None:
+    """Somebody is at work; then the image of before is gone; then the server of before does not start."""
+    canary, old = lab.hosts[0], running(lab)
+    process = begun(lab, release(lab, 9), f"{canary} gate", "--soak", "600")
+    assert lab.run("rollout undo").returncode == 5
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    def unfinished() -> list[str]:
+        """The hosts that wait; the canary has not gone back while it is not among the others."""
+        (one,) = lab.json("rollout status")["rollouts"]
+        return [*one["changed"], *one["waiting"]]
+
+    now = running(lab)
+    assert now[canary] != old[canary]
+    image = json.loads(lab.ssh(f"cat {RELEASES}/{old[canary]}/record.json", canary))["content"]["image"]
+    lab.ssh(f"docker tag {image} kept:1 && docker image rm {image}", canary)
+    since = lab.ssh("systemctl show -P ActiveEnterTimestamp 'sglang-*.service'", canary)
+    for verb in ("rollback", "rollout undo"):
+        refused = lab.run(verb)
+        assert refused.returncode == 7, refused.stderr
+        assert f"The image of release {old[canary]} of sglang-tiny-llama is gone from this host" in refused.stderr
+        assert f"`docker pull {image}`" in refused.stderr
+    assert lab.ssh("systemctl show -P ActiveEnterTimestamp 'sglang-*.service'", canary) == since  # nothing stopped
+    assert running(lab) == now
+    assert set(unfinished()) == set(lab.hosts)
+    lab.ssh(f"docker pull {image} && docker image rm kept:1", canary)
+
+    drop_in = "/etc/systemd/system/sglang-tiny-llama.service.d"
+    lab.ssh(f"mkdir {drop_in} && printf '[Service]\\nExecStartPre=/bin/false\\n' > {drop_in}/broken.conf", canary)
+    failed = lab.run("rollout undo")
+    assert failed.returncode == 4, failed.stderr
+    assert f"sglang-ops rollback -i {lab.inventory} --limit {canary}" in failed.stderr
+    assert "keep the roll-out on record" in failed.stderr
+    assert lab.hosts[2] in unfinished()
+    lab.ssh(f"rm -r {drop_in} && systemctl daemon-reload", canary)
     undone = lab.json("rollout undo")
     assert undone["ok"], undone
     assert running(lab) == old

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from sglang_ops import keeper, lock_order
-from sglang_ops.keeper import Turns
+from sglang_ops import lock_order, lock_turns
+from sglang_ops.grip import undisturbed
+from sglang_ops.lock_turns import Turns
 
 
 def test_the_order_is_that_of_names_with_numbers_by_value() -> None:
@@ -94,7 +95,7 @@ def test_a_host_that_was_not_expected_has_its_turn_too() -> None:
 
 
 def test_a_host_that_never_asks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "STUCK_SECONDS", 0.05)
+    monkeypatch.setattr(lock_turns, "STUCK_SECONDS", 0.05)
 
     async def last_alone() -> bool:
         turns = Turns()
@@ -103,3 +104,12 @@ def test_a_host_that_never_asks_is_passed_over(monkeypatch: pytest.MonkeyPatch) 
         return await asyncio.wait_for(turns.mine("c"), 5)
 
     assert asyncio.run(last_alone())
+
+
+@pytest.mark.parametrize(
+    ("before", "alone"),
+    [("boot1:3", True), ("boot1:4", False), ("boot2:0", True), ("boot2:1", False), ("boot2:3", False)],
+)
+def test_a_lock_that_somebody_had_in_between_is_not_taken_back(before: str, alone: bool) -> None:
+    first = {"held": {"who": "me", "count": 3}, "before": "boot1:2"}
+    assert undisturbed(first, {"held": {"who": "me"}, "before": before}) is alone

@@ -73,6 +73,11 @@ def test_hosts_of_a_play_as_ansible_tells_of_them() -> None:
     assert not rollout.stops_for(names, names, hostvars("restart", names))
     assert rollout.stops_for(names, names[1:], hostvars("restart", names, ("h0",), max_failures=3))
     assert not rollout.stops_for(names, names[1:], hostvars("restart", names, ("h0", "h1", "h2"), max_failures=1))
+    failed = hostvars("restart", names, ("h0", "h1"), max_failures=1)
+    failed["h1"][rollout.FAILED] = "it crashed"
+    assert not rollout.stops_for(names, names, failed), "one may fail, though it was all of its batch"
+    failed["h0"][rollout.FAILED] = "it crashed"
+    assert rollout.stops_for(names, names, failed)
     assert rollout.turns_before(names, names[:1], hostvars("restart", names, ("h0",))) == 0
     assert rollout.turns_before(names, names[1:3], hostvars("restart", names, ("h0", "h1", "h2"))) == 1
 
@@ -203,6 +208,16 @@ def test_what_cannot_be_is_refused_as_a_flag(given: dict[str, Any], says: str) -
     assert str(caught.value).startswith(says)
 
 
+def test_flags_that_are_kept_are_typed_again_as_they_were() -> None:
+    given = rollout_run.flags(batch="2", canary=0, rollback=False, surge=True, soak=60, order=None)
+    assert given == {"batch": 2, "canary": 0, "soak": 60, "auto_rollback": False, "surge": "auto"}
+    words = rollout_run.typed(given)
+    assert " ".join(words) == "--canary 0 --batch 2 --soak 60 --no-rollback --surge"
+    assert rollout_run.typed(rollout_run.flags(batch="50%", rollback=True, surge=False)) == [
+        "--batch", "50%", "--rollback", "--no-surge",
+    ]  # fmt: skip
+
+
 def run_of(section: dict[str, Any], **given: Any) -> RunRollout:
     return RunRollout.of([load_mapping({"deployment": MODEL, "rollout": section}, "test")], {"run": "r", **given})
 
@@ -315,6 +330,37 @@ def test_unfinished_roll_outs_are_put_together_from_all_hosts() -> None:
     assert rollouts.unfinished({"a": hosts["a"]}) == []
     assert [row.release for row in rollouts.running(hosts)] == ["new", "old"]
     assert rollouts.changes(hosts)[0].result == "stable"
+
+
+def test_the_options_of_a_roll_out_are_kept_with_it() -> None:
+    wanted = Wanted(deployment(), ResolvedImage("i:1", "i@sha256:a"))
+    options = rollout_run.flags(batch="1", rollback=False, soak=60)
+    changing = [{"name": "sglang-m", "action": "restart"}]
+    record = run_of({}, options=options).of_host([wanted], changing, Settings(), facts(None))["records"]["sglang-m"]
+    assert record["options"] == options
+    looked = found("new", open_one=True)
+    looked["rollout"]["options"] = record["options"]
+    assert rollouts.unfinished({"a": [looked], "b": [found("new", open_one=True)]})[0].options == options
+
+
+def test_a_file_goes_on_with_the_roll_outs_of_its_services_alone() -> None:
+    def waits(*services: str, name: str = "r1") -> list[dict[str, Any]]:
+        rows = [found("new", open_one=True) for _ in services]
+        for row, service in zip(rows, services, strict=True):
+            row |= {"name": service, "rollout": row["rollout"] | {"service": service, "id": name}}
+        return rows
+
+    def ids(open_ones: Any, *services: str) -> list[str]:
+        return [item.id for item in rollouts.of_file(open_ones, services)]
+
+    both = rollouts.unfinished({"a": waits("sglang-x"), "b": waits("sglang-y", name="r2")})
+    assert ids(both, "sglang-x") == ["r1"]
+    assert ids(both, "sglang-x", "sglang-y", "sglang-z") == ["r1", "r2"]
+    with pytest.raises(PreflightError, match="is of sglang-x, sglang-y; the file has sglang-z"):
+        ids(both, "sglang-z")
+    together = rollouts.unfinished({"a": waits("sglang-x", "sglang-y")})
+    with pytest.raises(PreflightError, match="is of sglang-y; the file has sglang-x"):
+        ids(together, "sglang-x")
 
 
 def told_of(image: str, **told: Any) -> dict[str, Any]:

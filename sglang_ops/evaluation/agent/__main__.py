@@ -1,7 +1,8 @@
 """One life of a run: proxy here, harness in a process of its own, and a file that says how far it is.
 
-Exit codes: 0 done, 7 refused (checked.json says why), 3 the server is gone for longer than the run is patient, or is
-another one, 143 stopped; anything else is tried again by systemd. A life that follows goes on where this one ends.
+Exit codes: 0 done, 7 refused (checked.json says why) where somebody waits to hear of it, 3 the server is gone for
+longer than the run is patient, or is another one, 143 stopped; anything else is tried again by systemd. A life that
+follows goes on where this one ends.
 
 A run of several images has one container after the other: each is told what it does (`check` its tasks, `run` them)
 and which stage of the run it is. A run of one image does both at once.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +27,7 @@ from .proxy import Proxy, Route
 from .store import Store
 from .task import read, write
 from .upstream import Server, Stalled, Upstream, measure
-from .work import BOTH, CHECK, RUN
+from .work import AGAIN, BOTH, CHECK, RUN
 
 _EVERY_SECONDS = 1.0
 _RATE_SECONDS = 60.0
@@ -40,8 +40,8 @@ PROMPTS: dict[str, dict[str, Any]] = {
 class Life:
     """The run from the start of this process to its end."""
 
-    def __init__(self, directory: Path, what: str = BOTH, stage: int = 0) -> None:
-        self.directory, self.what, self.stage = directory, what, stage
+    def __init__(self, directory: Path, what: str = BOTH, stage: int = 0, *, awaited: bool = False) -> None:
+        self.directory, self.what, self.stage, self.awaited = directory, what, stage, awaited
         self.job: dict[str, Any] = json.loads((directory / "job.json").read_text())
         secrets = json.loads((directory / "secrets.json").read_text())
         self.harness_environment: dict[str, str] = secrets["environment"]
@@ -75,8 +75,7 @@ class Life:
         code = self._harness()
         self.proxy.stop()
         if code == 7:
-            self._tell("refused")
-            return 7
+            return self._refused()
         if code == 0:
             last = self.stage == max(task.get("stage", 0) for task in self.job["tasks"])
             if last and self.what != CHECK:
@@ -88,6 +87,16 @@ class Life:
             return 143
         self._tell("replaced" if self.identity.changed else "stalled" if self.ended_because else "failed")
         return 3 if self.ended_because else 1
+
+    def _refused(self) -> int:
+        """What could be read once may be out of reach for a while only: a life after a reboot is tried again, unless
+        somebody waits to hear of it. So is none that has not asked anything yet."""
+        if self.awaited or not any(self.store.count(task["name"])["done"] for task in self.job["tasks"]):
+            self._tell("refused")
+            return 7
+        self.ended_because = " ".join(read(self.directory / "checked.json").get("problems", []))
+        self._tell("failed")
+        return 1
 
     def _measure(self) -> None:
         kind = self.job["tasks"][0]["endpoint_type"]
@@ -181,12 +190,7 @@ def main() -> int:
     begins = stage == 0 and what != RUN
     if begins:
         (directory / "checked.json").unlink(missing_ok=True)
-    life = Life(directory, what, stage)
-    if begins and (directory / "again").exists():  # asked by `evaluate resume`
-        life.store.forget_failed()
-        shutil.rmtree(directory / "results", ignore_errors=True)
-        (directory / "again").unlink()
-    return life.live()
+    return Life(directory, what, stage, awaited=(directory / AGAIN).exists()).live()
 
 
 if __name__ == "__main__":

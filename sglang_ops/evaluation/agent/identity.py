@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .task import write
 from .upstream import Stalled
 
 MARK = "replaced.json"  # written by whoever changes the service, before it changes
@@ -28,7 +30,8 @@ class Identity:
 
     def __init__(self, directory: Path) -> None:
         self._mark, self._file = directory / MARK, directory / KNOWN
-        self._known: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._known: dict[str, Any] = _kept(self._file)
+        self._lock = threading.Lock()  # of what is known: every thread of the proxy looks
         self._looked: dict[str, float] = {}
         self.changed = ""  # what is another, once something is
 
@@ -51,13 +54,25 @@ class Identity:
         told = described(get)
         if not told:
             return
-        known = self._known.setdefault(server, told)
+        with self._lock:
+            known = self._known.get(server)
+            if known is None:
+                self._known[server] = known = told
+                write(self._file, json.dumps(self._known))
         if known != told:
             changed = sorted(key for key in known.keys() | told.keys() if known.get(key) != told.get(key))
             shown = ", ".join(f"{key} {known.get(key)} → {told.get(key)}" for key in changed)
             self.changed = f"the server at {server} has another model than when the run began: {shown}"
             raise Replaced(self.changed)
-        self._file.write_text(json.dumps(self._known))
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    """What earlier lives knew; nothing where the file was cut off, as versions before wrote it in place."""
+    try:
+        found = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def described(get: Get) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -9,7 +10,7 @@ import os
 import random
 import re
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .task import Problem, Task
 
 SEED = 0  # the harness's own, without which its tasks shuffle their choices differently each time
 NAME = "lm-evaluation-harness"
+_ROUNDING = 1e-9
 _COMMIT = re.compile(r"hf://datasets/[^@]+@([0-9a-f]{40})/")
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -49,13 +51,21 @@ class LmEvalTask(Task):
         if not total:
             raise Problem("its data set has no items.")
         metrics = [str(metric["metric"]) for metric in loaded.config.metric_list or [] if "metric" in metric]
+        together = scored_together(loaded.aggregation())
+        apart = [name for name in metrics if name not in together]
+        if together and not apart:
+            kinds = ", ".join(sorted(together))
+            raise Problem(
+                f"its metrics ({kinds}) score all answers together, which has no score by item. Choose a task that "
+                "scores each answer."
+            )
         return {
             "harness": {"name": NAME, "version": version},
             "items": limit,
             "here": len(self.indices),
             "repeats": self.item["repeats"],
             "dataset": self._dataset(loaded),
-            "primary": self.item.get("primary") or (metrics[0] if metrics else ""),
+            "primary": self.item.get("primary") or (apart[0] if apart else ""),
         }
 
     def _indices(self, total: int) -> int:
@@ -109,7 +119,8 @@ class LmEvalTask(Task):
             outcome = self._pass(proxy, repeat)
             raw.append(outcome["results"])
             answers = [answer for key, answer in store.of_task(self.name) if key.repeat == repeat]
-            rows += samples.lines(outcome["samples"], repeat, answers, str(self.job["host"]))
+            together = outcome["together"]
+            rows += samples.lines(outcome["samples"], repeat, answers, str(self.job["host"]), without=together)
         return raw, rows
 
     def _pass(self, proxy: str, repeat: int) -> dict[str, Any]:
@@ -140,7 +151,21 @@ class LmEvalTask(Task):
             bootstrap_iters=0,
             random_seed=SEED,
         )  # fmt: skip
-        return outcome
+        return {**outcome, "together": scored_together(loaded.aggregation())}
+
+
+def scored_together(aggregations: Mapping[str, Callable[[Any], Any]]) -> frozenset[str]:
+    """The metrics that are not the mean over items, such as bleu: their items' values say nothing by themselves."""
+    return frozenset(name for name, aggregate in aggregations.items() if not _is_mean(aggregate))
+
+
+def _is_mean(aggregate: Callable[[Any], Any]) -> bool:
+    """Whether a function is the mean of numbers, or of all in lists, as IFEval's instructions: it is tried out."""
+    for values, mean in (([0.0, 1.0, 1.0, 0.25], 0.5625), ([[True], [False, True]], 2 / 3)):
+        with contextlib.suppress(Exception):  # it wants other values
+            if abs(float(aggregate(values)) - mean) < _ROUNDING:
+                return True
+    return False
 
 
 def _lay_out(item: Mapping[str, Any], data: Path, work: Path, source: Path | None) -> None:

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .task import Problem, Task, write
 PROGRAM = "nemo-evaluator"
 FOR_EVER = 30 * 24 * 3600  # seconds: the proxy knows how long an answer may take, and retries
 SYSTEM_MESSAGE = "You are a helpful assistant."  # of simple-evals' add_system_prompt
+_ROUNDING = 1e-6
 _JSON = 2  # mode of values in simple-evals' cache
 _EXPECTED = re.compile(r"<p>Correct Answer: (.*?)</p>", re.DOTALL)
 
@@ -179,6 +180,7 @@ def lm_eval(out: Path) -> Iterator[dict[str, Any]]:
     for path in files:
         entries = [json.loads(line) for line in path.read_text().splitlines()]
         filters = {entry["filter"] for entry in entries}
+        together = scored_together(entries, _aggregated(path, tasks[path]))
         by_item: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
         for entry in entries:
             by_item[entry["doc_id"]].append(entry)
@@ -194,5 +196,28 @@ def lm_eval(out: Path) -> Iterator[dict[str, Any]]:
                 "expected": samples.expected(None if first["target"] == "0" else first["target"]),
                 "asked": [asked],
                 "text": str(first["resps"][0][0]),
-                **samples.scored(several, several_filters=len(filters) > 1),
+                **samples.scored(several, several_filters=len(filters) > 1, without=together),
             }
+
+
+def scored_together(entries: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> set[str]:
+    """The metrics of which the harness has another value than the mean over items, such as bleu."""
+    found = set()
+    for name in {f"{metric},{entry['filter']}" for entry in entries for metric in entry["metrics"]}:
+        metric, _, kind = name.rpartition(",")
+        seen = [samples.scored([entry], several_filters=False) for entry in entries if entry["filter"] == kind]
+        pairs = [(one["scores"][metric], one["weights"].get(metric, 1.0)) for one in seen if metric in one["scores"]]
+        if pairs and isinstance(told.get(name), (int, float)):
+            mean = sum(score * weight for score, weight in pairs) / sum(weight for _, weight in pairs)
+            if abs(mean - told[name]) > _ROUNDING:
+                found.add(metric)
+    return found
+
+
+def _aggregated(log: Path, task: str) -> dict[str, Any]:
+    """What the harness itself says of a task, in the file beside the log of its samples."""
+    for path in sorted(log.parent.glob("results_*.json")):
+        found: dict[str, Any] = json.loads(path.read_text()).get("results", {}).get(task, {})
+        if found:
+            return found
+    return {}

@@ -14,7 +14,10 @@ from .task import Problem
 
 
 def look(asked: dict[str, Any]) -> dict[str, Any]:
-    """{"version", "dataset": {"name", "revision", "sha256", "items"}}; data that only the harness knows has neither hash nor items. Raises Problem."""
+    """{"version", "dataset": {"name", "revision", "sha256", "items"}}. Raises Problem.
+
+    Of data that only the harness knows, neither hash nor items.
+    """
     try:
         version = importlib.metadata.version(asked["distribution"])
         framework = (importlib.resources.files(f"core_evals.{asked['package']}") / "framework.yml").read_text()

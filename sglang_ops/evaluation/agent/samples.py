@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .proxy import prompt_digest
@@ -20,8 +21,10 @@ def lines(
     repeat: int,
     answers: Sequence[Answer],
     host: str,
+    without: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """One line per item of a pass of lm_eval: the filters' scores put together, and what the proxy knows."""
+    """One line per item of a pass of lm_eval: the filters' scores put together, and what the proxy knows. The metrics
+    `without` are left out."""
     (entries,) = logged.values()
     filters = {entry["filter"] for entry in entries}
     by_item: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
@@ -40,7 +43,7 @@ def lines(
                 "expected": expected(first["target"]),
                 "asked": [question],
                 "text": str(first["resps"][0][0]),
-                **scored(several, several_filters=len(filters) > 1),
+                **scored(several, several_filters=len(filters) > 1, without=without),
             }
         )
     yield from joined(rows, answers, host)
@@ -49,14 +52,12 @@ def lines(
 def joined(rows: Iterable[Mapping[str, Any]], answers: Sequence[Answer], host: str) -> Iterator[dict[str, Any]]:
     """What a harness scored, with what the proxy knows of the answers: the lines of samples.jsonl.
 
-    A row's `asked` are bodies of which one was asked, and `text` is the answer as the harness had it.
+    A row's `asked` are bodies of which one was asked, and `text` is the answer as the harness had it. What was asked
+    in other words, which NVIDIA's interceptors can do, is told by its text; else nothing is known of it but the text.
     """
-    known: dict[str, list[Answer]] = defaultdict(list)
-    for answer in answers:
-        known[answer.prompt].append(answer)
-    for row in rows:
-        digests = [prompt_digest(body) for body in row["asked"]]
-        answer = _given(next(known[digest] for digest in digests if known.get(digest)), row["text"])
+    rows = list(rows)
+    found = _given(rows, answers)
+    for row, answer in zip(rows, found, strict=True):
         yield {
             **{name: row[name] for name in ("id", "repeat", "category", "prompt", "expected", "scores", "weights")},
             "host": answer.host or host,
@@ -77,15 +78,17 @@ def begin(url: str) -> None:
         told.read()
 
 
-def scored(entries: Sequence[Mapping[str, Any]], *, several_filters: bool) -> dict[str, dict[str, float]]:
+def scored(
+    entries: Sequence[Mapping[str, Any]], *, several_filters: bool, without: Collection[str] = ()
+) -> dict[str, dict[str, float]]:
     scores, weights = {}, {}
     for entry in entries:
-        for metric in entry["metrics"]:
+        for metric in (name for name in entry["metrics"] if name not in without):
             value, name = entry[metric], f"{metric},{entry['filter']}" if several_filters else str(metric)
             if isinstance(value, (list, tuple)) and value and all(isinstance(one, (bool, int, float)) for one in value):
                 scores[name], weights[name] = sum(map(float, value)) / len(value), float(len(value))
-            elif isinstance(value, (bool, int, float)) or hasattr(value, "dtype"):
-                scores[name] = float(value)
+            elif (isinstance(value, (bool, int, float)) or hasattr(value, "dtype")) and math.isfinite(value):
+                scores[name] = float(value)  # nan: the harness leaves the item out of the mean
     return {"scores": scores, "weights": weights}
 
 
@@ -103,11 +106,34 @@ def asked(text: Any) -> tuple[dict[str, Any], str]:
     return {"messages": messages}, "\n\n".join(f"{one.get('role')}: {one.get('content')}" for one in messages)
 
 
-def _given(answers: list[Answer], text: str) -> Answer:
-    """Of the answers to one prompt, which several items may have, one with this text; each is given once."""
-    chosen = next((answer for answer in answers if (answer.content or "") == text), answers[0])
-    answers.remove(chosen)
-    return chosen
+def _given(rows: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> list[Answer]:
+    """The answer of each row, each given once. One prompt may be several items', so the text decides among them."""
+    by_prompt: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        by_prompt[answer.prompt].append(answer)
+    found: list[Answer | None] = []
+    for row in rows:
+        digests = map(prompt_digest, row["asked"])
+        several = next((by_prompt[digest] for digest in digests if by_prompt.get(digest)), [])
+        chosen = next((answer for answer in several if _text(answer) == row["text"]), several[0] if several else None)
+        if chosen:
+            several.remove(chosen)
+        found.append(chosen)
+    by_text: dict[str, list[Answer]] = defaultdict(list)
+    for answer in (answer for left in by_prompt.values() for answer in left):
+        by_text[_text(answer)].append(answer)
+    return [
+        answer or (by_text[row["text"]].pop(0) if by_text[row["text"]] else _only_text(row["text"]))
+        for row, answer in zip(rows, found, strict=True)
+    ]
+
+
+def _text(answer: Answer) -> str:
+    return answer.content or ""
+
+
+def _only_text(text: str) -> Answer:
+    return Answer(response={"choices": [{"message": {"content": text}}]})
 
 
 def category(doc: Mapping[str, Any]) -> str | None:

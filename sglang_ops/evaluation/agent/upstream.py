@@ -16,6 +16,7 @@ from typing import Any
 from .store import Answer
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+CONNECT_SECONDS = 10.0  # a server that is there takes a connection at once, however slow its answers are
 _SHORTEST, _LONGEST = 0.5, 30.0  # seconds between two attempts
 _MEASURED = 8  # tokens from which on an answer tells how fast the server is
 _MARGIN = 4.0  # an answer may take that many times as long as the slowest one lately did per token
@@ -24,6 +25,10 @@ _UNMEASURED_MARGIN = 10.0  # the same while only one quiet answer has been seen
 
 class Stalled(Exception):
     """No server has answered for longer than the run is patient; what is missing can be asked later."""
+
+
+class Unreached(Exception):
+    """There was no connection to a server, so the request has not been made."""
 
 
 @dataclass
@@ -110,7 +115,7 @@ class Upstream:
             started = time.monotonic()
             try:
                 status, text = self._post(server, path, data, timeout)
-            except ConnectionRefusedError as error:
+            except Unreached as error:
                 self._missed(server, error)
                 return False, None, str(error)
             except TimeoutError:
@@ -142,10 +147,16 @@ class Upstream:
         return Answer(response=answer, latency=round(seconds, 4)), ""
 
     def _post(self, server: Server, path: str, data: bytes, timeout: float) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(server.address, server.port, timeout=timeout)
+        connection = http.client.HTTPConnection(server.address, server.port, timeout=CONNECT_SECONDS)
         headers = self._authorized({"Content-Type": "application/json"})
         with contextlib.closing(connection):
-            connection.connect()
+            try:
+                connection.connect()
+            except TimeoutError:
+                raise Unreached(f"no connection within {CONNECT_SECONDS:.0f} s") from None
+            except OSError as error:  # refused, no route, no such name
+                raise Unreached(str(error)) from error
+            connection.sock.settimeout(timeout)
             with self._lock:
                 self.requests += 1
             connection.request("POST", path, body=data, headers=headers)

@@ -39,7 +39,7 @@ def test_what_stays_in_the_background_is_found_counted_and_ended() -> None:
     run = measure([sys.executable, "-c", ORPHAN], mark="test-orphan")
     try:
         assert list(background("test-orphan").values()) == [pytest.approx(0.3, abs=0.15)]
-        assert run.cpu >= 0.3
+        assert run.cpu >= 0.2
     finally:
         end_background("test-orphan")
     assert background("test-orphan") == {}

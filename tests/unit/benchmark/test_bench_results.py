@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sglang_ops.benchmark import page, results
+from sglang_ops.commands import bench as command
 from sglang_ops.evaluation.results import ResultError
 
 
@@ -57,6 +58,29 @@ def test_points_are_compared_by_their_load() -> None:
         ("random 4 at once", "output_throughput", 0.5, True),
         ("random 4 at once", "median_ttft_ms", 0.0, False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ("--mem-fraction-static 0.8 --x", "--x --mem-fraction-static=0.9",
+         ["only A: --mem-fraction-static 0.8", "only B: --mem-fraction-static 0.9"]),
+        ("--tp-size 1 --dp-size 2", "--tp-size 2 --dp-size 1",
+         ["only A: --tp-size 1 --dp-size 2", "only B: --tp-size 2 --dp-size 1"]),
+        ("--model-path m --cuda-graph-bs 1 2", "--model-path=m --cuda-graph-bs 1 2 4 --disable-radix-cache",
+         ["only A: --cuda-graph-bs 1 2", "only B: --cuda-graph-bs 1 2 4 --disable-radix-cache"]),
+        ("--tp-size 1", "--tp-size=1", []),
+    ],
+)  # fmt: skip
+def test_the_configurations_differ_by_flags_with_their_values(
+    first: str, second: str, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, host, arguments in (("a", "gpu-1", first), ("b", "gpu-2", second)):
+        data = bench(name, host=host).model_dump(mode="json", by_alias=True)
+        data["servers"][0]["server_arguments"] = ["python3", "-m", "sglang.launch_server", *arguments.split()]
+        results.write(tmp_path / name, results.Bench.model_validate(data))
+    command.compare("a", "b", different_hosts=True, output_dir=tmp_path)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("only")] == told
 
 
 def test_what_does_not_compare_is_refused() -> None:

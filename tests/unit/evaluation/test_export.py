@@ -119,6 +119,8 @@ def test_mlflow_takes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert files == {"gpqa_diamond", "report.html", "run.json"}
     again = export_mlflow.export(found, uri)
     assert (again.run_id, again.added) == (done.run_id, False)
+    MlflowClient(tracking_uri=uri).set_terminated(done.run_id, "FAILED")  # as one that was cut off
+    assert export_mlflow.export(found, uri).added
 
 
 def test_an_mlflow_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

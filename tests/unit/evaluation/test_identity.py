@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ops.evaluation.agent.identity import MARK, Identity, Replaced
+from sglang_ops.evaluation.agent.identity import KNOWN, MARK, Identity, Replaced
 
 SERVER = "127.0.0.1:8000"
 
@@ -52,3 +52,21 @@ def test_the_mark_of_a_deploy_counts_at_once(tmp_path: Path) -> None:
     (tmp_path / MARK).write_text(json.dumps({"service": "sglang-x", "before": "aaa", "release": "bbb"}))
     with pytest.raises(Replaced, match="sglang-x was release aaa and became release bbb during the run"):
         identity.check(SERVER, told(), False)
+
+
+def test_what_is_known_is_written_once_and_whole(tmp_path: Path) -> None:
+    identity = Identity(tmp_path)
+    identity.check(SERVER, told(), False)
+    before = (tmp_path / KNOWN).stat().st_ino
+    identity.check(SERVER, told(), True)
+    assert (tmp_path / KNOWN).stat().st_ino == before, "nothing new is known"
+    identity.check("127.0.0.1:8001", told(), False)
+    assert len(json.loads((tmp_path / KNOWN).read_text())) == 2
+    assert (tmp_path / KNOWN).stat().st_ino != before, "replaced by a rename"
+
+
+@pytest.mark.parametrize("left", ["", '{"127.0.0.1:8000": {"mod', "[]"])
+def test_a_file_cut_off_by_a_power_cut_ends_no_run(left: str, tmp_path: Path) -> None:
+    (tmp_path / KNOWN).write_text(left)
+    Identity(tmp_path).check(SERVER, told(), False)
+    assert json.loads((tmp_path / KNOWN).read_text())[SERVER]["model_path"] == "lab/tiny"

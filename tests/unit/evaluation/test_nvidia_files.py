@@ -52,6 +52,26 @@ def test_items_and_repeats_of_simple_evals_are_told_apart(tmp_path: Path) -> Non
     assert (line["answer"], line["latency_seconds"], line["host"]) == ("x", 1.5, "h")
 
 
+def test_answers_to_what_an_interceptor_put_in_other_words_are_told_by_their_text() -> None:
+    """NVIDIA's adapter may add a system message, or take reasoning off the answer."""
+
+    def row(number: int, text: str) -> dict[str, Any]:
+        asked = [{"messages": [{"role": "user", "content": f"q{number}"}]}]
+        known = dict.fromkeys(("category", "expected")) | {"prompt": f"q{number}", "scores": {}, "weights": {}}
+        return {"id": str(number), "repeat": 0, "asked": asked, "text": text, **known}
+
+    def answer(text: str, latency: float, prompt: str) -> Answer:
+        response = {"choices": [{"message": {"content": text}}]}
+        return Answer(response=response, latency=latency, prompt=prompt)
+
+    answers = [
+        answer("B", 2.0, "another"), answer("B", 1.0, prompt_digest(row(1, "")["asked"][0])),
+        answer("<think>no</think>C", 3.0, "a third"),
+    ]  # fmt: skip
+    lines = list(samples.joined([row(0, "B"), row(1, "B"), row(2, "C")], answers, "h"))
+    assert [(line["answer"], line["latency_seconds"]) for line in lines] == [("B", 2.0), ("B", 1.0), ("C", None)]
+
+
 def log(path: Path, entries: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
@@ -79,6 +99,16 @@ def test_several_filters_are_several_metrics(tmp_path: Path) -> None:
     log(tmp_path / "samples_one_2026-01-01T00-00-00.1.jsonl", [entry(0, 1.0, filter="a"), entry(0, 0.0, filter="b")])
     (row,) = nvidia.lm_eval(tmp_path)
     assert row["scores"] == {"acc,a": 1.0, "acc,b": 0.0}
+
+
+def test_a_metric_that_is_no_mean_over_items_is_no_score_of_them(tmp_path: Path) -> None:
+    """The harness's own value tells: its mean of instructions is one, f1 over all answers is not."""
+    metrics = {"metrics": ["acc", "f1"]}
+    entries = [entry(0, [True, False, False], f1=[1, 0], **metrics), entry(1, [True], f1=[1, 1], **metrics)]
+    log(tmp_path / "samples_one_2026-01-01T00-00-00.1.jsonl", entries)
+    told = {"results": {"one": {"alias": "one", "acc,none": 0.5, "f1,none": 2 / 3}}}
+    (tmp_path / "results_2026-01-01T00-00-00.1.json").write_text(json.dumps(told))
+    assert [row["scores"] for row in nvidia.lm_eval(tmp_path)] == [{"acc": 1 / 3}, {"acc": 1.0}]
 
 
 def task(tmp_path: Path, shards: list[list[int]], place: int = 1) -> NvidiaTask:

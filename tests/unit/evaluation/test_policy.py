@@ -36,6 +36,16 @@ def test_a_minimum_is_held_against_the_interval(
     assert [item.name for item in found.criteria] == ["max_failed", "min_score"]
 
 
+def test_one_item_of_a_metric_without_bounds_decides_nothing(tmp_path: Path) -> None:
+    """There is no interval to hold against a limit; a share has one even then."""
+    before, after = (results.read(write(tmp_path / name, [score])) for name, score in (("a", 40.0), ("b", 45.0)))
+    assert judged(after, min_score=30).verdict is Verdict.INCONCLUSIVE
+    found = judged(after, before, max_drop=1)
+    assert (found.verdict, "one item" in found.criteria[-1].why) == (Verdict.INCONCLUSIVE, True)
+    both = results.read(write(tmp_path / "c", [45.0, 45.5]))
+    assert judged(both, min_score=30).verdict is Verdict.GO
+
+
 def test_confidence_one_half_judges_the_score(tmp_path: Path) -> None:
     rules = {"confidence": 0.5, "tasks": {"gpqa_diamond": {"min_score": 0.8}}}
     one = policy.decide(run(tmp_path / "a", 82, 18), None, Policy.model_validate(rules))

@@ -201,6 +201,32 @@ def test_a_server_that_stays_away_stalls_the_run_instead_of_failing_every_item(t
     assert Store(tmp_path / "a.sqlite").count("t")["done"] == 0
 
 
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), OSError(113, "No route to host")])
+def test_a_host_without_power_stalls_the_run_too(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing refuses the connection there, and nothing was asked: no item is lost to it."""
+
+    def connect(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    monkeypatch.setattr("http.client.socket.create_connection", connect)
+    front = proxy(tmp_path, upstream(9, patience=0.5))
+    with pytest.raises(Stalled, match="has not answered for"):
+        front.answer("t", 0, body("a"))
+    assert Store(tmp_path / "a.sqlite").count("t")["done"] == 0
+
+
+def test_an_answer_may_take_longer_than_a_connection(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(asked: dict[str, Any], nth: int) -> tuple[int, Any]:
+        time.sleep(0.3)
+        return 200, completion("late")
+
+    monkeypatch.setattr("sglang_ops.evaluation.agent.upstream.CONNECT_SECONDS", 0.1)
+    assert upstream(stub(reply).port).ask("/", body("a"), timeout=5, max_retries=0).content == "late"
+
+
 def test_replicas_share_the_requests_and_one_that_is_gone_is_passed_over(stub: Any) -> None:
     def reply(asked: dict[str, Any], nth: int) -> tuple[int, Any]:
         time.sleep(0.05)

@@ -125,3 +125,43 @@ def test_data_that_only_the_harness_reads_are_told_apart_by_their_questions(tmp_
         return results.read(tmp_path / name / "out").tasks[0].result.dataset.sha256
 
     assert digest("one", "Why?") == digest("two", "Why?", answer="y") != digest("three", "Who?")
+
+
+def test_an_answer_counts_before_a_failure_of_another_host(tmp_path: Path) -> None:
+    failed = sample(0, "a", 0.0, failed="status 500", answer=None)
+    parts = [part(tmp_path, "a", [failed], items=1), part(tmp_path, "b", [sample(0, "b")], items=1)]
+    run_results.assemble(tmp_path / "out", "r", parts, {})
+    (task,) = results.read(tmp_path / "out").tasks
+    assert (task.result.score, task.result.failed, task.result.hosts) == (1.0, 0, ("b",))
+
+
+def test_different_data_are_not_scored_as_one(tmp_path: Path) -> None:
+    parts = [part(tmp_path, "a", [sample(0, "a")], items=2), part(tmp_path, "b", [sample(1, "b")], items=2)]
+    checked = json.loads((parts[1].path / "checked.json").read_text())
+    checked["tasks"]["t"]["dataset"]["sha256"] = "1" * 64
+    (parts[1].path / "checked.json").write_text(json.dumps(checked))
+    info = run_results.assemble(tmp_path / "out", "r", parts, {})
+    (task,) = results.read(tmp_path / "out").tasks
+    assert not info.complete
+    assert task.result.incomplete_because == (
+        "the hosts do not have the same data: a has 000000000000, b has 111111111111 (SHA-256)"
+    )
+
+
+def test_servers_that_were_started_differently_are_told(tmp_path: Path) -> None:
+    parts = [part(tmp_path, "a", [sample(0, "a")], items=2), part(tmp_path, "b", [sample(1, "b")], items=2)]
+    assert "server_arguments" not in run_results.assemble(tmp_path / "same", "r", parts, {}).parameters
+    job = json.loads((parts[1].path / "job.json").read_text())
+    job["server"]["argv"] = ["a-smaller-list", "--api-key", "canary"]
+    (parts[1].path / "job.json").write_text(json.dumps(job))
+    info = run_results.assemble(tmp_path / "out", "r", parts, {})
+    assert info.server_arguments == ("sglang", "--api-key", "(hidden)", "--x=1")
+    told = {"a": "sglang --api-key (hidden) --x=1", "b": "a-smaller-list --api-key (hidden)"}
+    assert info.parameters["server_arguments"] == told
+
+
+def test_a_part_that_was_not_checked_yet_is_no_mistake(tmp_path: Path) -> None:
+    made = part(tmp_path, "a", [], state="checking")
+    (made.path / "checked.json").unlink()
+    info = run_results.assemble(tmp_path / "out", "r", [made], {})
+    assert (info.complete, results.read(tmp_path / "out").missing) == (False, ("t",))

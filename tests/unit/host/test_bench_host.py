@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from ansible.module_utils import sglang_host_bench as bench
 
+from tests.unit.modules import module_testing
+
 RECORD: dict[str, Any] = {
     "engine": "podman",
     "gate": {"address": "127.0.0.1", "port": 8000, "served_model_name": "tiny"},
@@ -81,3 +83,15 @@ def test_no_result_is_an_error(text: str) -> None:
 def test_unanswered_requests_are_an_error() -> None:
     assert bench.why({"prompts": 4}, {"completed": 3}) == "3 of 4 requests were answered"
     assert not bench.why({"prompts": 4}, {"completed": 4})
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_hosts_that_serve_together_the_first_is_measured(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = module_testing.load("sglang_bench")
+    gate = {**RECORD["gate"], "rank": rank}
+    monkeypatch.setattr(module.store, "names", lambda: ["sglang-tiny"])
+    monkeypatch.setattr(module, "serving", lambda _: {**RECORD, "gate": gate, "release": "r", "image_digest": "d"})
+    done = module_testing.run(module, check=True, points=[{"name": "p", "prompts": 1, "arguments": []}])
+    assert not done.failed
+    assert bool(done.result["sglang_ops"].get("skipped")) == bool(rank)
+    assert ("service" in done.result["sglang_ops"]) == (not rank)

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,3 +246,14 @@ def test_what_a_whole_group_passed_is_kept_with_the_time_that_it_took(monkeypatc
     assert gate_module.told([result], "soak", {"who": "x"}) == {
         "kind": "gate", "services": [result], "phase": "soak", "paused": {"who": "x"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("finish", "waits"), [(True, False), (False, True)])
+def test_a_restart_does_not_end_a_roll_out_that_waits_for_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish: bool, waits: bool
+) -> None:
+    monkeypatch.setattr(gate_module.store, "STATE", str(tmp_path))
+    gate_module.store.write_state("m", {"release": "r1", "stable": "r1"})
+    gate_module.rollouts.write("m", {"id": "waiting", "paused": {"who": "me"}})
+    gate_module.remember([{"name": "m", "release": "r1", "ok": True}], {"m": 1.0}, None, finish)
+    assert (gate_module.rollouts.read("m") is not None) is waits

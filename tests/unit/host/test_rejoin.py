@@ -86,3 +86,33 @@ def test_a_server_that_answers_nonsense_stays_out(tmp_path: Path, port: int, com
     Handler.completion = completion
     assert run(tmp_path, port, "out")["own"] == "out"
     assert Handler.asked == []
+
+
+def test_a_timer_outlives_its_host_s_reboot_and_goes_with_the_join(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(rejoin.store, "UNITS", str(tmp_path))
+    monkeypatch.setattr(rejoin, "PROGRAM", str(tmp_path / "rejoin.py"))
+    monkeypatch.setattr(rejoin.systemd, "systemctl", lambda *words: asked.append(words) or "")
+    gate = {"name": "sglang-m-gateway", "address": "127.0.0.1", "port": 30000}
+    rejoin.arm(gate, ["http://a:1", "http://b:1"], 900)
+    timers = sorted(path.name for path in tmp_path.glob("*.timer"))
+    assert (len(timers), asked[-1]) == (
+        2,
+        ("enable", "--quiet", "--now", *map(rejoin_timer, ("http://a:1", "http://b:1"))),
+    )
+    assert "OnActiveSec=900\n" in (tmp_path / timers[0]).read_text()
+    (line,) = [
+        line for line in (tmp_path / timers[0].replace("timer", "service")).read_text().splitlines() if "ExecS" in line
+    ]
+    assert line.split()[1:4] == [rejoin.PROGRAM, "/var/lib/sglang-ops/services/sglang-m-gateway/gateway", "127.0.0.1"]
+    rejoin.disarm(gate, ["http://a:1"])
+    assert [path.name for path in tmp_path.glob("*.timer")] == [rejoin_timer("http://b:1")]
+    asked.clear()
+    rejoin.disarm(gate, ["http://a:1"])
+    assert asked == [], "there is nothing to take away"
+
+
+def rejoin_timer(url: str) -> str:
+    return f"{rejoin.timer('sglang-m-gateway', url)}.timer"

@@ -61,6 +61,38 @@ def test_replicas_are_those_that_serve_the_model(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    ("told", "properties", "state"),
+    [
+        ("stopped", {"ActiveState": "inactive", "Job": "42"}, "starting"),  # after a reboot, before the engine
+        ("stopped", {"ActiveState": "inactive", "Job": "0"}, "stopped"),
+        ("running", {"ActiveState": "inactive", "Job": ""}, "failed"),
+        ("running", {"ActiveState": "active"}, "running"),
+        ("failed", {"ActiveState": "activating", "SubState": "auto-restart"}, "starting"),
+        ("done", {"ActiveState": "inactive"}, "done"),
+    ],
+)
+def test_a_run_is_in_the_state_that_its_unit_allows(
+    told: str, properties: dict[str, str], state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = {"unit": "u", "service": "s", "tasks": [{"name": "t", "shards": []}], "server": {"model": {}}}
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "job.json").write_text(json.dumps(job))
+    (tmp_path / "r" / "status.json").write_text(json.dumps({"state": told}))
+    monkeypatch.setattr(evaluation, "ROOT", str(tmp_path))
+    monkeypatch.setattr(evaluation.systemd, "show", lambda _: {"u": properties})
+    assert evaluation.status("r")["state"] == state
+
+
+def test_of_hosts_that_serve_together_the_first_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, names in ((0, ["sglang-a"]), (1, [])):
+        gate = {"served_model_name": "a", "rank": rank}
+        monkeypatch.setattr(evaluation.store, "names", lambda: ["sglang-a"])
+        monkeypatch.setattr(evaluation.store, "read_state", lambda name: {"release": name})
+        monkeypatch.setattr(evaluation.store, "read_record", lambda name, _, gate=gate: {"name": name, "gate": gate})
+        assert [one["name"] for one in evaluation.services({"deployment": "sglang-a", "model": "a"})] == names
+
+
+@pytest.mark.parametrize(
     ("told", "line"),
     [
         ({"state": "checking"}, "checking data and scorers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -171,3 +172,24 @@ def test_reconciling_takes_what_answers_and_names_what_does_not(router: Router) 
 def test_gateway_that_is_not_deployed() -> None:
     assert "Deploy first" in run(service="sglang-nowhere", workers=[A])["msg"]
     assert not run(service="sglang-nowhere", workers=[A], state="left")["changed"]
+
+
+def test_hosts_that_leave_and_join_at_the_same_time_are_all_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "STATE", str(tmp_path))
+    gateways.prepare(NAME)
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(8)
+
+    def note(number: int) -> None:
+        together.wait()
+        for again in range(10):
+            gateways.remember(NAME, {f"http://{number}:{again}": "out"})
+
+    several = [context.Process(target=note, args=(number,)) for number in range(8)]
+    for one in several:
+        one.start()
+    for one in several:
+        one.join(60)
+    assert len(gateways.members(NAME)) == 80

@@ -72,6 +72,8 @@ def test_a_group_is_held_by_a_member_that_failed_or_left_the_play() -> None:
     variables = {"inventory_hostname": "a", "ansible_play_hosts": PAIR, "hostvars": known}
     assert groups.apart(service, "", ["said"], variables) == {"sglang-big": ["b failed (no space)"]}
     assert groups.apart(service, "", [], variables) == {}
+    known["b"] |= {"said": {"failed": False}, groups.BACK: {"failed": True}}
+    assert groups.apart(service, "", ["said"], variables) == {"sglang-big": ["b has dropped out"]}
     variables["ansible_play_hosts"] = ["a"]
     assert groups.apart(service, "", [], variables) == {"sglang-big": ["b has dropped out"]}
 
@@ -85,6 +87,7 @@ def test_a_group_stays_as_it_is_where_a_member_cannot_leave_its_gateways() -> No
     assert groups.staying(service, variables) == {}
     known["a"][groups.LEFT] = {"failed": True, "results": [{"changed": True}, {"failed": True, "msg": "it hangs."}]}
     assert groups.staying(service, variables) == {"sglang-big": ["a failed (it hangs)"]}
+    known["a"][groups.LEFT] = {"failed": False, "results": []}
     variables["ansible_play_hosts"] = ["b"]
     assert groups.staying(service, variables) == {"sglang-big": ["a has dropped out"]}
     variables["hostvars"] = {"b": known["b"]}
