@@ -128,7 +128,7 @@ def cells() -> list[Cell]:
         Cell("join", "error", (4,), at=_BREAK_KEY, when="gate", heal=_MEND_KEY),
         Cell("join", "hang", (0, 3), new=_fault("slow-start:2"), at=_FREEZE_ROUTER, when="gate"),
         Cell("soak", "error", (3,), new=_fault("crash-after:3"), again=False),
-        Cell("soak", "hang", (3,), at="pkill -STOP -f sglang.launch_server"),
+        Cell("soak", "hang", (3,), at="pkill -STOP -f [s]glang.launch_server"),
     ]
     return sorted([*own, *_common()], key=lambda cell: (STEPS.index(cell.step), FAULTS.index(cell.fault)))
 
