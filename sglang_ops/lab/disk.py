@@ -33,7 +33,15 @@ def make(image: Path) -> None:
 
 def mount(image: Path, target: Path) -> None:
     """Mount the disk; the loop device is released together with the mount."""
+    _unmark()
     _run("mount", "-t", "ext4", "-o", "loop,noatime,nobarrier,noinit_itable", str(image), str(target))
+
+
+def _unmark() -> None:
+    """Make free loop devices writable: they keep the mark of being read-only from whoever had them last."""
+    for block in Path("/sys/block").glob("loop*"):
+        if (block / "ro").read_text().strip() == "1" and not (block / "loop/backing_file").exists():
+            _run("blockdev", "--setrw", f"/dev/{block.name}")
 
 
 def abandon(image: Path, mounted: Path) -> None:

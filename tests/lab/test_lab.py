@@ -276,3 +276,16 @@ def test_killed_while_the_tree_is_built(tmp_path: Path) -> None:
     assert ops("lab", "down", "--name", name, env=environment).returncode == 0
     assert traces(lab) == []
     assert not list((tmp_path / "cache" / "trees").glob("debian*"))
+
+
+def test_a_disk_can_be_written_where_a_loop_device_was_read_only_last(tmp_path: Path) -> None:
+    device = subprocess.check_output(["losetup", "--find"], text=True).strip()
+    image, mounted = tmp_path / "disk.img", tmp_path / "mounted"
+    mounted.mkdir()
+    disk.make(image)
+    subprocess.run(["blockdev", "--setro", device], check=True)
+    disk.mount(image, mounted)
+    try:
+        (mounted / "file").write_text("written")
+    finally:
+        subprocess.run(["umount", mounted], check=True)
