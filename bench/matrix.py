@@ -137,7 +137,7 @@ def _common() -> Iterator[Cell]:
     """What can happen in every step; each is made to last for a while."""
     lasting: dict[str, dict[str, Any]] = {
         "drain": {"old": SLOW, "held": HELD_TOKENS},
-        "stop": {"old": {"SGLANG_SIMULATOR_DRAIN_POLL": "5"}},
+        "stop": {"before": _drop_in("ExecStop=/bin/sleep 5"), "heal": _HEAL},
         "start": {"before": _drop_in("ExecStartPre=/bin/sleep 5"), "heal": _HEAL},
         "gate": {"new": _fault("slow-start:4")},
     }
