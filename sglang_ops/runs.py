@@ -145,7 +145,6 @@ class RunFolder:
         text = str(event.get("stdout") or "")
         if text:
             self._log.write(self._clean(text) + "\n")
-            self._log.flush()
 
     def write_json(self, name: str, data: Any) -> None:
         self._write(name, json.dumps(data, indent=2, default=str, ensure_ascii=False) + "\n")
@@ -159,7 +158,7 @@ class RunFolder:
 
     def _open(self, name: str) -> TextIO:
         descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        return os.fdopen(descriptor, "w", encoding="utf-8", errors="replace")
+        return os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="replace")  # whole lines, at once
 
     def _clean(self, text: str) -> str:
         for value in self._hidden:

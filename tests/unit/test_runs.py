@@ -107,3 +107,10 @@ def test_without_a_setting_state_follows_xdg(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("SGLANG_OPS_STATE")
     monkeypatch.setenv("XDG_STATE_HOME", "/srv/state")
     assert runs.state_dir() == Path("/srv/state/sglang-ops")
+
+
+def test_what_happened_is_there_at_once_should_the_command_be_killed() -> None:
+    with RunFolder.create("deploy", ["hosts"]) as folder:
+        folder.record({"event": "runner_on_ok", "stdout": "ok: [one]", "event_data": {"host": "one"}})
+        assert json.loads((folder.path / "events.ndjson").read_text())["event"] == "runner_on_ok"
+        assert (folder.path / "ansible.log").read_text() == "ok: [one]\n"
