@@ -142,7 +142,7 @@ def _common() -> Iterator[Cell]:
         "gate": {"new": _fault("slow-start:4")},
     }
     for step in STEPS:
-        for fault, exits in (("killed", ()), ("rebooted", (3, 6)), ("cut", (0, 6))):
+        for fault, exits in (("killed", ()), ("rebooted", (0, 3, 6)), ("cut", (0, 6))):
             cut = fault == "rebooted" and step == "drain"
             yield Cell(step, fault, exits, cut=cut, **lasting.get(step, {}))
 
