@@ -104,6 +104,7 @@ class Host:
                 os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
                 with open(path, "wb") as stream:
                     stream.write(base64.b64decode(encoded))
+            store.write_atomic(os.path.join(base, "unit"), self.params["unit"])
             store.write_atomic(os.path.join(base, "secrets.json"), json.dumps(given), mode=0o600)
             store.write_atomic(os.path.join(base, "job.json"), json.dumps(job, indent=1))
 
@@ -168,6 +169,8 @@ class Host:
             if os.path.exists(os.path.join(base, name)):
                 os.unlink(os.path.join(base, name))
         store.write_atomic(os.path.join(base, "again"), "")  # the container forgets what failed, and scores anew
+        if store.read_text(store.unit_path(job["unit"])) is None:  # its start died between the two
+            self.unit(job["unit"], store.read_text(os.path.join(base, "unit")))
         self.begin(job["unit"])
         return self.checked(progress, fresh=False)
 

@@ -211,7 +211,7 @@ def test_a_run_outlives_ten_controllers_a_server_and_a_host(lab: Lab) -> None:
         points.append(f"{' '.join(words[:2])}: {text}, {max(progress(lab, 'hurt'), 0)} of 12 answered on a host")
         if place == 3:
             seen = lab.ssh("docker inspect $(docker ps -q); ps -eo args; systemctl cat 'sglang-*'")
-            assert "hurt" in seen
+            assert "hurt" in seen, points
             assert CANARY not in seen
         if place == 5:
             lab.ssh(f"systemctl restart {SERVER}", lab.hosts[1])

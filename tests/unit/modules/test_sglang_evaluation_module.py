@@ -128,3 +128,12 @@ def test_of_two_that_begin_one_run_the_second_is_refused(host: Host) -> None:
     assert done.failed
     assert done.result["msg"].startswith("There is a run r on this host.")
     assert json.loads((host.runs / "r" / "job.json").read_text())["deployment"] == "sglang-m"
+
+
+def test_a_start_that_died_before_its_unit_was_there_is_gone_on_from(host: Host) -> None:
+    host.life = {"state": "running"}
+    assert not host.start().failed
+    (host.units / "sglang-m-evaluation-r.service").unlink()
+    (host.runs / "r" / "status.json").write_text(json.dumps({**TOLD, "state": "failed"}))
+    assert not host.act("resumed").failed
+    assert (host.units / "sglang-m-evaluation-r.service").read_text() == "[Unit]\n"
