@@ -204,8 +204,8 @@ def test_a_run_outlives_ten_controllers_a_server_and_a_host(lab: Lab) -> None:
     only = ["-t", "ifeval", "-t", "gpqa_diamond"]
     for place, (condition, text) in enumerate(POINTS):
         there = ["hurt" in runs(lab, host) for host in lab.hosts]
-        # A start that was killed between two hosts is gone on from once; after that, the run has all items.
-        begun = all(there) or any(point.startswith("resume") for point in points)
+        # A start that was killed before all hosts were at work is gone on from once; after that, the run has all items.
+        begun = all(at_work(lab, host) for host in lab.hosts) or any(point.startswith("resume") for point in points)
         words = ["wait", "hurt"] if begun else ["resume", "hurt"] if any(there) else ["--name", "hurt", *only]
         killed(lab, words, condition)
         points.append(f"{' '.join(words[:2])}: {text}, {max(progress(lab, 'hurt'), 0)} of 12 answered on a host")
@@ -270,6 +270,10 @@ POINTS: list[tuple[Callable[[Lab], bool], str]] = [
 
 def runs(lab: Lab, host: str) -> list[str]:
     return lab.ssh("ls /var/lib/sglang-ops/evaluations 2>/dev/null", host).split()
+
+
+def at_work(lab: Lab, host: str) -> bool:
+    return bool(lab.ssh("ls /var/lib/sglang-ops/evaluations/hurt/status.json 2>/dev/null", host))
 
 
 def answered(lab: Lab) -> Counter[str]:
