@@ -107,10 +107,11 @@ def _task(
         missing = 0 if over and items else 1
     else:
         missing = items * repeats - len(samples)
-    why = _data(name, parts) or (_why(missing, parts, lost) if missing else None)
     metrics, counts = scoring.measure(samples), scoring.count(samples)
     primary = checked[0]["primary"] or (metrics[0].name if metrics else "")
     chosen = next((metric for metric in metrics if metric.name == primary), metrics[0] if metrics else None)
+    why = _data(name, parts) or (_why(missing, parts, lost) if missing else None)
+    why = why or (None if chosen else f"none of {len(samples)} answers could be scored")
     result = TaskResult(
         schema=results.SCHEMA,
         run=run,

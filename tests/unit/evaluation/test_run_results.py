@@ -165,3 +165,11 @@ def test_a_part_that_was_not_checked_yet_is_no_mistake(tmp_path: Path) -> None:
     (made.path / "checked.json").unlink()
     info = run_results.assemble(tmp_path / "out", "r", [made], {})
     assert (info.complete, results.read(tmp_path / "out").missing) == (False, ("t",))
+
+
+def test_a_task_without_a_single_score_is_no_success(tmp_path: Path) -> None:
+    answers = [sample(item, "a", failed="status 400", answer=None, scores={}) for item in range(4)]
+    info = run_results.assemble(tmp_path / "out" / "r", "r", [part(tmp_path, "a", answers)], {})
+    (task,) = results.read(tmp_path / "out" / "r").tasks
+    assert (info.complete, task.result.score) == (False, None)
+    assert task.result.incomplete_because == "none of 4 answers could be scored"
