@@ -16,6 +16,7 @@ from ansible.module_utils.sglang_host_command import run
 POLL_SECONDS = 0.5
 QUIET_LOOKS = 2  # the counters are refreshed about once a second
 GRACE_SECONDS = 20  # SGLang looks every five seconds whether it is idle, and needs some more to end
+END_SECONDS = 8  # for a server that failed: it serves nobody, and one that hangs would never end by itself
 GONE = ("inactive", "failed")
 
 
@@ -48,10 +49,19 @@ def stop(services, timeout):
     cut = {}
     if behind and not wait_until_idle(behind, deadline):
         cut = {gate["name"]: "requests were in flight after %d s" % timeout for gate in behind if not idle(gate)}
-    names = [service["name"] for service in services]
-    systemd.systemctl("stop", "--no-block", *[name + ".service" for name in names])
-    deadline = max(deadline, time.monotonic() + GRACE_SECONDS)
-    left = list(names)
+    left = _ended(services, max(deadline, time.monotonic() + GRACE_SECONDS))
+    return {**dict.fromkeys(left, "it did not end within %d s" % timeout), **cut}
+
+
+def end(services):
+    """Stop `services` ({"name", "engine"}) that have failed; the names of those that had to be killed."""
+    return _ended(services, time.monotonic() + END_SECONDS)
+
+
+def _ended(services, deadline):
+    """Tell `services` to stop, and kill what has not ended by then: the names of those."""
+    left = [service["name"] for service in services]
+    systemd.systemctl("stop", "--no-block", *[name + ".service" for name in left])
     while left and time.monotonic() < deadline:
         shown = systemd.show(left)
         left = [name for name in left if systemd.state(shown.get(name, {})) not in GONE]
@@ -59,6 +69,5 @@ def stop(services, timeout):
             time.sleep(POLL_SECONDS)
     for service in services:
         if service["name"] in left:
-            cut.setdefault(service["name"], "it did not end within %d s" % timeout)
             run(service["engine"], "kill", service["name"])
-    return cut
+    return left

@@ -75,11 +75,18 @@ class Host:
             return
         timeout = self.module.params["drain_timeout"]
         if timeout:
-            running = {name: store.read_record(name, store.read_state(name)["release"]) for name in services}
-            cut = drain.stop([{"name": name, "engine": found.get("engine", "docker"), "gate": found.get("gate"),
-                               "gateways": found.get("gateways")} for name, found in running.items()], timeout)
-            for name, how in sorted(cut.items()):
+            for name, how in sorted(drain.stop(_running(services), timeout).items()):
                 self.module.warn("%s was ended with work left: %s" % (name, how))
+        for name in services:
+            self.systemctl("stop", name + ".service")
+
+    def end(self, services):
+        """Stop servers that have failed, which need no more than a moment."""
+        self.changed = self.changed or bool(services)
+        if self.check or not services:
+            return
+        for name in drain.end(_running(services)):
+            self.module.warn("%s hung and was killed" % name)
         for name in services:
             self.systemctl("stop", name + ".service")
 
@@ -91,3 +98,10 @@ class Host:
         self.systemctl("reset-failed", unit)
         self.systemctl("enable", "--quiet", unit)
         self.systemctl("start", unit, timeout=(gate or {}).get("start_timeout") or systemd.TIMEOUT_SECONDS)
+
+
+def _running(services):
+    """What must be known of servers to stop them, as the release that runs is recorded."""
+    found = {name: store.read_record(name, store.read_state(name)["release"]) for name in services}
+    return [{"name": name, "engine": one.get("engine", "docker"), "gate": one.get("gate"),
+             "gateways": one.get("gateways")} for name, one in found.items()]

@@ -43,6 +43,12 @@ options:
     description: Seconds for the requests in flight before a server is ended; C(0) leaves it to its unit.
     type: int
     default: 0
+  failed:
+    description:
+      - With V(stopped), whether the services have failed. They serve nobody, and may hang; after a few seconds they are
+        killed. V(rolled_back) knows by itself which have.
+    type: bool
+    default: false
   again:
     description:
       - With V(stopped), seconds after which the services are started again, unless somebody does before; V(0) never.
@@ -177,13 +183,16 @@ def _from_host(host, service, wanted):
 def rolled_back(host, services):
     """Return to the release that is named, else the last stable one; without one a service is stopped and disabled.
 
-    That of a service which only just failed does not wait for requests: whoever failed the gate serves nobody.
+    That of a service which only just failed does not wait for requests: whoever failed the gate serves nobody, and may
+    hang.
     """
     done = []
     now = observe([service["name"] for service in services])
     if not host.check:
         evaluating.replaced({item["name"]: item.get("to", now[item["name"]]["stable"]) for item in services})
-    host.stop([item["name"] for item in services if "to" in item and now[item["name"]]["state"] in ACTIVE])
+    running = [item for item in services if now[item["name"]]["state"] in ACTIVE]
+    host.stop([item["name"] for item in running if "to" in item])
+    host.end([item["name"] for item in running if "to" not in item])
     for service in services:
         name, current = service["name"], now[service["name"]]
         release = service.get("to", current["stable"])
@@ -221,7 +230,7 @@ def stopped(host, names, again=0):
     left = [name for name in names if now[name]["state"] in ACTIVE or now[name]["state"] == "failed"]
     for name in [] if host.check else names:
         group.arm(name, again) if again and name in left else group.disarm(name)
-    host.stop(left)
+    (host.end if host.module.params["failed"] else host.stop)(left)
     for name in left:
         host.systemctl("reset-failed", name + ".service")
     return _done(names, "stop")
@@ -277,6 +286,7 @@ def main():
             "purge": {"type": "bool", "default": False},
             "change": {"type": "dict", "default": {}},
             "drain_timeout": {"type": "int", "default": 0},
+            "failed": {"type": "bool", "default": False},
             "again": {"type": "int", "default": 0},
             "left_out": {"type": "list", "elements": "str", "default": []},
         },
