@@ -29,7 +29,7 @@ _NEWEST = 3  # releases whose tags are compared with that of `latest`
 OWN = {"env_vars", "mounts", "checkpoint_path"}
 # What a host's variables may say, in the words of the deployment file; one of the first two must be there.
 SECTIONS = ("deployment", "deployments", "env_vars", "execution", "rollout")
-ROLLOUT_VARIABLE = "sglang_ops_rollout"  # what the command line adds: {"options", "resume", "digests"}
+ROLLOUT_VARIABLE = "sglang_ops_rollout"  # what the command line adds: {"options", "resume", "judged", "digests"}
 
 
 def deployments_of(task_vars: Mapping[str, Any], templar: Any) -> tuple[Deployment, ...]:

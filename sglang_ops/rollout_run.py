@@ -23,7 +23,10 @@ _NO_SERVICE = Service(name="")
 
 @dataclass(frozen=True)
 class RunRollout:
-    """Settings of the files with the flags, `options`, over them; `digests` are those of a roll-out that goes on."""
+    """Settings of the files with the flags, `options`, over them; `digests` are those of a roll-out that goes on.
+
+    One that is resumed is `judged` once its canary has changed: by its gate, or by the person who lets it go on.
+    """
 
     settings: Rollout
     identity: str
@@ -31,11 +34,12 @@ class RunRollout:
     started: int
     digests: Mapping[str, str] = field(default_factory=dict)
     resume: bool = False
+    judged: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, files: Sequence[DeploymentFile], given: Mapping[str, Any]) -> RunRollout:
-        """`given` is what the command line adds: {"run", "started", "options", "digests", "resume"}.
+        """`given` is what the command line adds: {"run", "started", "options", "digests", "resume", "judged"}.
 
         Raises PreflightError where an option cannot be used.
         """
@@ -51,6 +55,7 @@ class RunRollout:
             started=int(given.get("started") or time.time()),
             digests=given.get("digests") or {},
             resume=bool(given.get("resume")),
+            judged=bool(given.get("judged")),
             options=options,
         )
 
@@ -107,7 +112,7 @@ class RunRollout:
         common = {"id": self.identity, "who": self.who, "started": self.started, "options": dict(self.options)}
         return {
             **self.settings.model_dump(include={"canary", "batch", "max_failures", "order", "auto_rollback"}),
-            "gate": self.settings.gate.model_dump() if self.settings.gate else {},
+            "gate": self.settings.gate.model_dump() if self.settings.gate and not self.judged else {},
             "drain_timeout": drain,
             # By then a host has been changed, or has failed and gone back.
             "rejoin": drain + 2 * settings.start_timeout + settings.soak + MARGIN_SECONDS,

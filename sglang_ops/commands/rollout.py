@@ -174,7 +174,12 @@ def resume(
             folder,
             source,
             shlex.join([*shlex.split(look.again), *kept]),
-            {"resume": True, "digests": digests, "options": options},
+            {
+                "resume": True,
+                "judged": any(item.changed for item in open_ones),
+                "digests": digests,
+                "options": options,
+            },
             json=json,
             diff=False,
             strict=strict,

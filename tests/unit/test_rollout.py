@@ -244,6 +244,13 @@ def test_times_of_the_file_win_over_the_roles_variables() -> None:
     assert run.of_host([], [], settings, facts(None))["drain_timeout"] == 9
 
 
+def test_who_resumes_after_the_canary_has_judged_it() -> None:
+    gate = {"gate": {"prompt": "2+2?", "expect": "4"}}
+    assert run_of(gate).of_host([], [], Settings(), facts(None))["gate"]["prompt"] == "2+2?"
+    assert run_of(gate, resume=True).of_host([], [], Settings(), facts(None))["gate"]["prompt"] == "2+2?"
+    assert run_of(gate, resume=True, judged=True).of_host([], [], Settings(), facts(None))["gate"] == {}
+
+
 def deployment(**keys: Any) -> Deployment:
     return load_mapping({"deployment": MODEL | keys}, "test").deployment
 
