@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import secrets
+import socket
 import time
 
 from ansible.module_utils import sglang_host_state as store
@@ -179,6 +180,18 @@ def ask(url, path, timeout):
         return 0, str(error) or type(error).__name__
     finally:
         connection.close()
+
+
+def listens(url):
+    """Whether somebody takes connections there; what does not answer at all may be slow."""
+    host, _, port = url.partition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def drained():

@@ -97,15 +97,23 @@ def changed(decided, members):
 
 
 def join(router, new, urls, timeout):
-    """Register the `new` ones and wait until the router lists all of `urls` as healthy. Raises GatewayError."""
+    """Register the `new` ones and wait until the router lists all of `urls` as healthy. Raises GatewayError.
+
+    They have passed their gate: one that takes no connections any more has died, and is not waited for.
+    """
     for url in new:
         router.add(url)
+    dead = []
 
-    def healthy(listed):
-        return all(listed.get(url, {}).get("is_healthy") for url in urls)
+    def over(listed):
+        waiting = [url for url in urls if not listed.get(url, {}).get("is_healthy")]
+        dead[:] = [url for url in waiting if not gateways.listens(url)]
+        return not waiting or bool(dead)
 
-    listed = router.wait(healthy, timeout)
+    listed = router.wait(over, timeout)
     missing = [url for url in urls if not listed.get(url, {}).get("is_healthy")]
+    if dead:
+        raise GatewayError("%s takes no connections any more" % ", ".join(dead))
     if missing:
         word = "does not list" if missing[0] not in listed else "does not take for healthy"
         raise GatewayError("%s %s %s after %d s. See its log: sglang-ops logs --service %s"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -118,6 +120,16 @@ def test_join_waits_until_the_router_lists_a_healthy_server(router: Router) -> N
     assert gateways.members(NAME) == {A: "in"}
     assert router.keys == {"Bearer " + (Path(gateways.directory(NAME)) / "control-plane.key").read_text().strip()}
     assert not run(service=NAME, workers=[A])["changed"]
+
+
+def test_server_that_died_since_its_gate_is_not_waited_for(router: Router) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        free = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    router.patience = 10**6
+    began = time.monotonic()
+    failed = run(service=NAME, workers=[free], timeout=60)
+    assert (failed["failed"], failed["msg"]) == (True, f"{free} takes no connections any more")
+    assert time.monotonic() - began < 20
 
 
 def test_server_that_never_gets_healthy_fails_the_join_and_is_no_member(router: Router) -> None:
