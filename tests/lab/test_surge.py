@@ -26,9 +26,9 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
     return made
 
 
-def release(lab: Lab, number: int, fault: str = "", port: int = 0, **keys: Any) -> Path:
+def release(lab: Lab, number: int, fault: str = "", fault_port: int = 0, **keys: Any) -> Path:
     """A release that differs from the others by its number; a fault may be that of one port alone."""
-    faults = {"SGLANG_SIMULATOR_FAULT": fault, "SGLANG_SIMULATOR_FAULT_PORT": str(port)} if fault else {}
+    faults = {"SGLANG_SIMULATOR_FAULT": fault, "SGLANG_SIMULATOR_FAULT_PORT": str(fault_port)} if fault else {}
     variables = {"RELEASE_NUMBER": str(number), "SGLANG_SIMULATOR_DRAIN_POLL": "0.2", **faults}
     return written(lab, env_vars=variables, **keys)
 
