@@ -116,7 +116,7 @@ def test_work_ends_when_the_controller_is_gone(tmp_path: Path, how: str) -> None
         module.send_signal(signal.SIGTERM)
     module.stdout.close()  # what sshd does to its end when the connection goes
     assert module.wait(timeout=10) == 1
-    assert gone(int(child.read_text()))
+    wait_for(lambda: gone(int(child.read_text())))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["child", "cleaned"]
 
 
