@@ -8,6 +8,7 @@ needed (`tokens_needed`). Python 3.8, standard library.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -270,14 +271,26 @@ def listener(port):
 
 def _holder(sockets):
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            for handle in os.listdir("/proc/%s/fd" % pid):
-                if os.readlink("/proc/%s/fd/%s" % (pid, handle)) in sockets:
-                    with open("/proc/%s/comm" % pid, encoding="utf-8") as stream:
-                        return int(pid), stream.read().strip()
-        except OSError:
-            continue
+        if any(_link("/proc/%s/fd/%s" % (pid, handle)) in sockets for handle in _listed("/proc/%s/fd" % pid)):
+            with contextlib.suppress(OSError), open("/proc/%s/comm" % pid, encoding="utf-8") as stream:
+                return int(pid), stream.read().strip()
     return None
+
+
+def _listed(directory):
+    """What is in it, nothing where it has gone or is somebody else's."""
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _link(path):
+    """Where it leads, "" for one that has gone: a server closes connections while its others are looked at."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def descends(pid, ancestor):

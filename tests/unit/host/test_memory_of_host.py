@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 
 import pytest
 from ansible.module_utils import sglang_host_memory as memory
+from ansible.module_utils import sglang_host_probe as probe
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -21,3 +23,10 @@ def test_server_holds_what_its_processes_hold() -> None:
         port = server.getsockname()[1]
         assert memory.of_server(port) > 2**20
     assert memory.of_server(port) is None
+
+
+def test_a_connection_that_closes_meanwhile_hides_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: (["99999"] if str(path).endswith("/fd") else []) + listed(path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert (probe.listener(server.getsockname()[1]) or (0, ""))[0] == os.getpid()
