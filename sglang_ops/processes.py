@@ -16,9 +16,10 @@ ENDED = ("Z", "X")
 def children(pid: int) -> list[int]:
     """The direct children of a process."""
     found: list[int] = []
-    for task in PROC.glob(f"{pid}/task/*/children"):
-        with suppress(OSError):
-            found += [int(word) for word in task.read_text().split()]
+    with suppress(OSError):  # it, or a thread of it, may end at any moment
+        for task in (PROC / str(pid) / "task").iterdir():
+            with suppress(OSError):
+                found += [int(word) for word in (task / "children").read_text().split()]
     return found
 
 

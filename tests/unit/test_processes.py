@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import pytest
 
 from sglang_ops import processes
 
@@ -53,3 +56,11 @@ def test_a_process_that_is_gone_has_no_tree() -> None:
         gone.wait()
     assert processes.tree([gone.pid]) == {}
     assert os.getpid() in processes.tree([os.getpid()])
+
+
+def test_children_of_one_that_goes_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    assert processes.children(gone.pid) == []
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([Path(f"/proc/{gone.pid}/task/{gone.pid}")]))
+    assert processes.children(os.getpid()) == [], "a thread that has ended"
