@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sglang_ops.planning.nodes import Group
@@ -67,22 +67,9 @@ def apart(
 
     `registers` are the variables that hold what each said at the step, `phase` what its report must say of itself.
     """
-    host, hostvars = str(task_vars["inventory_hostname"]), task_vars["hostvars"]
-    playing = _playing(task_vars)
-    found = {}
-    for service in services:
-        others = [name for name in members(service) if name != host]
-        mates = [
-            Mate(name, name in playing, hostvars[name].get(register) or {})
-            for name in others
-            for register in registers or ("",)
-        ]
-        if not registers:
-            mates = [mate._replace(told={"failed": False}) for mate in mates]
-        reasons = list(dict.fromkeys(lost(mates, phase)))
-        if reasons:
-            found[str(service["name"])] = reasons
-    return found
+    if not registers:
+        return _held(services, phase, task_vars, lambda _: [{"failed": False}])
+    return _held(services, phase, task_vars, lambda mate: [mate.get(register) or {} for register in registers])
 
 
 def staying(services: Iterable[Mapping[str, Any]], task_vars: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -90,23 +77,34 @@ def staying(services: Iterable[Mapping[str, Any]], task_vars: Mapping[str, Any])
 
     Of a group, only the host that is asked has gateways to leave: the others have nothing to say here.
     """
+    return _held(services, "", task_vars, lambda mate: [_said(mate.get(LEFT))])
+
+
+def _held(
+    services: Iterable[Mapping[str, Any]],
+    phase: str,
+    task_vars: Mapping[str, Any],
+    told: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
+) -> dict[str, list[str]]:
+    """By service, why its group cannot go on. `told` finds in the variables of a host what it said at the step.
+
+    One that failed stays in the play, so that others may go on without it, and changes no more. Of one that has left,
+    or was never in the inventory, nothing is read.
+    """
     host, hostvars = str(task_vars["inventory_hostname"]), task_vars["hostvars"]
-    playing = _playing(task_vars)
+    here = set(map(str, task_vars["ansible_play_hosts"]))
     found = {}
     for service in services:
-        others = [name for name in members(service) if name != host]
-        said = [
-            Mate(name, name in playing, _said(hostvars[name].get(LEFT) if name in playing else {})) for name in others
+        mates = [
+            Mate(name, name in here and BACK not in hostvars[name], said)
+            for name in members(service)
+            if name != host
+            for said in (told(hostvars[name]) if name in here else [{}])
         ]
-        reasons = list(dict.fromkeys(lost(said, "")))
+        reasons = list(dict.fromkeys(lost(mates, phase)))
         if reasons:
             found[str(service["name"])] = reasons
     return found
-
-
-def _playing(task_vars: Mapping[str, Any]) -> set[str]:
-    """The hosts that still change. One that has failed stays in the play, so that others may go on without it."""
-    return {str(name) for name in task_vars["ansible_play_hosts"] if BACK not in task_vars["hostvars"][name]}
 
 
 def _said(looped: Mapping[str, Any] | None) -> Mapping[str, Any]:
