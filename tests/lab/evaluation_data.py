@@ -13,10 +13,11 @@ from sglang_ops.lab.questions import DOMAINS, ITEMS, SENTENCES, gpqa, ifeval
 __all__ = ["DOMAINS", "answers", "evaluation", "write"]
 
 RIGHT_IFEVAL, RIGHT_GPQA = 9, 6
+VERSE = "the water of the lake lies still under the moon of number"
 
 
-def own_task(name: str, prompts: list[str]) -> dict[str, str]:
-    """A task of the user's: its definition and its data."""
+def own_task(name: str, rows: dict[str, str], *metrics: tuple[str, str]) -> dict[str, str]:
+    """A task of the user's: its definition and its data, which are questions with their answers."""
     definition = {
         "task": name,
         "dataset_path": "json",
@@ -26,17 +27,18 @@ def own_task(name: str, prompts: list[str]) -> dict[str, str]:
         "doc_to_text": "{{question}}",
         "doc_to_target": "{{answer}}",
         "generation_kwargs": {"until": [], "max_gen_toks": 64},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [
+            {"metric": metric, "aggregation": aggregation, "higher_is_better": True}
+            for metric, aggregation in metrics or [("exact_match", "mean")]
+        ],
     }
-    rows = [{"question": prompt, "answer": "yes"} for prompt in prompts]
-    return {
-        f"{name}.yaml": yaml.safe_dump(definition),
-        f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
-    }
+    lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in rows.items()]
+    return {f"{name}.yaml": yaml.safe_dump(definition), f"{name}.jsonl": "".join(lines)}
 
 
 def answers(seconds: float = 0.0) -> str:
-    """ifeval 9 of 12, gpqa 6 of 12, capitals 4 of 4, rivers 0 of 4: one refused for good, one null, one only reasoned.
+    """ifeval 9 of 12, gpqa 6 of 12, capitals 4 of 4, rivers 0 of 4: one refused for good, one null, one only reasoned;
+    each of the four verses is worse than the one before.
 
     One capital is answered at the third attempt."""
     lines: list[dict[str, Any]] = []
@@ -47,6 +49,7 @@ def answers(seconds: float = 0.0) -> str:
         lines.append(
             {"contains": f"Riddle {number:02d}:", "answer": f"It is {metal} {number:02d}.", "seconds": seconds}
         )
+    lines += [{"contains": f"Verse {n}", "answer": " ".join(VERSE.split()[n:] + ["one"] * n)} for n in range(4)]
     lines += [{"contains": f"Capital {number}", "answer": "yes"} for number in range(1, 4)]
     lines.append({"contains": "Capital 0", "answer": "yes", "status": 500, "times": 2})
     lines += [
@@ -69,9 +72,14 @@ def write(directory: Path) -> None:
         "hand/google/IFEval/README.md": head.format("default", "train.jsonl"),
         "hand/Idavidrein/gpqa/README.md": head.format("gpqa_diamond", "gpqa_diamond.csv"),
         **{
-            f"capitals/{name}": text for name, text in own_task("capitals", [f"Capital {n}?" for n in range(4)]).items()
+            f"{name}/{file}": text
+            for name, rows, metrics in (
+                ("capitals", {f"Capital {n}?": "yes" for n in range(4)}, ()),
+                ("rivers", {f"River {n}?": "yes" for n in range(4)}, ()),
+                ("verses", {f"Verse {n}?": VERSE for n in range(4)}, [("bleu", "bleu"), ("chrf", "chrf")]),
+            )
+            for file, text in own_task(name, rows, *metrics).items()
         },
-        **{f"rivers/{name}": text for name, text in own_task("rivers", [f"River {n}?" for n in range(4)]).items()},
         **{f"srv/nltk/{name}": text for name, text in SENTENCES.items()},
         "srv/answers/answers.jsonl": answers(),
         "srv/answers/slow.jsonl": answers(seconds=3.0),

@@ -51,6 +51,7 @@ def serve(lab: Lab, answers: str, **changes: Any) -> None:
         mounts={"/srv/answers": "/answers:ro"},
     )
     content = yaml.safe_load(config.read_text()) | data.evaluation(4 if answers == "answers.jsonl" else 1)
+    content["evaluation"]["tasks"].append({"name": "verses", "dataset_dir": "verses"})
     config.write_text(yaml.safe_dump(content))
     deployed = lab.deploy(config, "--lock-wait", "60")  # what a killed controller had begun on a host may go on
     assert deployed["ok"], deployed
@@ -93,9 +94,9 @@ def home(lab: Lab) -> tuple[dict[str, Any], int]:
 
 
 def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab, home: tuple[dict[str, Any], int]) -> None:
-    """Four tasks, one server each, no way out of the hosts; what is asked, what it costs, where secrets are."""
+    """Five tasks, one server each, no way out of the hosts; what is asked, what it costs, where secrets are."""
     done, requests = home
-    assert scores(done) == EXPECTED
+    assert scores(done).items() > EXPECTED.items()
     assert done["output_dir"] == str(lab.folder / "results" / "home")
     by_name = {task["name"]: task for task in done["tasks"]}
     assert {name: task["items"] for name, task in by_name.items()} == {
@@ -103,11 +104,12 @@ def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab, home: tu
         "gpqa_diamond": 12,
         "capitals": 4,
         "rivers": 4,
+        "verses": 4,
     }
     rivers = by_name["rivers"]
     assert (rivers["failed"], rivers["empty"], rivers["reasoning_only"]) == (1, 1, 1)
     # On each host one question of the gate, and one that measures its speed; one capital took three attempts.
-    assert requests == 32 + 2 + len(lab.hosts) * 2
+    assert requests == 36 + 2 + len(lab.hosts) * 2
     folder = lab.folder / "results" / "home"
     lines = [json.loads(line) for line in (folder / "gpqa_diamond" / "samples.jsonl").read_text().splitlines()]
     assert {line["host"] for line in lines} == set(lab.hosts), "hosts share the items"
@@ -128,6 +130,26 @@ def test_tasks_are_scored_beside_the_servers_and_brought_home(lab: Lab, home: tu
     assert not [path for path in kept if CANARY.encode() in path.read_bytes()]
     same_name = evaluate(lab, "--name", "home")
     assert same_name["exit_code"] == 7, same_name
+
+
+@pytest.mark.usefixtures("home")
+def test_what_is_judged_together_is_asked_by_one_host_and_is_the_harness_own(lab: Lab) -> None:
+    """bleu and chrf have no value by item; what each item adds has the harness's value as its mean."""
+    folder = lab.folder / "results" / "home" / "verses"
+    result = json.loads((folder / "results.json").read_text())
+    assert result["hosts"] == [lab.hosts[0]]
+    (raw,) = folder.glob("harness-*.json")
+    (told,) = json.loads(raw.read_text())["results"]
+    metrics = {metric["name"]: metric for metric in result["metrics"]}
+    assert list(metrics) == ["bleu", "chrf"]
+    for name, metric in metrics.items():
+        assert metric["score"] == pytest.approx(told["verses"][f"{name},none"], abs=1e-9)
+        assert 0 < metric["score"] < 100
+        assert metric["interval"][0] < metric["score"] < metric["interval"][1]
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    added = [line["scores"]["bleu"] for line in lines]
+    assert added == sorted(added, reverse=True), "each verse is worse than the one before"
+    assert len(set(added)) == 4
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -10,17 +9,17 @@ import os
 import random
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import samples
 from .store import Store
 from .task import Problem, Task
+from .together import kept, scored_together, spread
 
 SEED = 0  # the harness's own, without which its tasks shuffle their choices differently each time
 NAME = "lm-evaluation-harness"
-_ROUNDING = 1e-9
 _COMMIT = re.compile(r"hf://datasets/[^@]+@([0-9a-f]{40})/")
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -46,32 +45,29 @@ class LmEvalTask(Task):
         if loaded.get_config("output_type") != "generate_until":
             kind = loaded.get_config("output_type")
             raise Problem(f"it needs {kind}, which SGLang's API does not offer. Choose a task that generates text.")
-        total = len(list(loaded.eval_docs))
-        limit = self._indices(total)
-        if not total:
+        limit = self._indices(loaded)
+        if not limit:
             raise Problem("its data set has no items.")
-        metrics = [str(metric["metric"]) for metric in loaded.config.metric_list or [] if "metric" in metric]
-        together = scored_together(loaded.aggregation())
-        apart = [name for name in metrics if name not in together]
-        if together and not apart:
-            kinds = ", ".join(sorted(together))
-            raise Problem(
-                f"its metrics ({kinds}) score all answers together, which has no score by item. Choose a task that "
-                "scores each answer."
-            )
+        metrics = kept(loaded.aggregation())
+        if not metrics:
+            raise Problem("the harness does not score it: another program is meant to. Choose a task that it scores.")
         return {
             "harness": {"name": NAME, "version": version},
             "items": limit,
             "here": len(self.indices),
             "repeats": self.item["repeats"],
             "dataset": self._dataset(loaded),
-            "primary": self.item.get("primary") or (apart[0] if apart else ""),
+            "primary": self.item.get("primary") or next(iter(metrics), ""),
         }
 
-    def _indices(self, total: int) -> int:
-        """Find this host's share; items of the task, with its limit."""
+    def _indices(self, loaded: Any) -> int:
+        """Find this host's share; items of the task, with its limit. What is judged together is not shared."""
+        total = len(list(loaded.eval_docs))
         limit = min(self.item.get("limit") or total, total)
-        self.indices = sorted({at for index, count in self.item["shards"] for at in range(index, limit, count)})
+        shards = self.item["shards"]
+        if scored_together(kept(loaded.aggregation())):
+            shards = [(0, 1)] if any(index == 0 for index, _ in shards) else []
+        self.indices = sorted({at for index, count in shards for at in range(index, limit, count)})
         return int(limit)
 
     def _load(self) -> Any:
@@ -114,13 +110,13 @@ class LmEvalTask(Task):
         rows: list[dict[str, Any]] = []
         raw: list[Any] = []
         if not self.indices:
-            self._indices(len(list(self._load().eval_docs)))
+            self._indices(self._load())
         for repeat in range(self.item["repeats"] if self.indices else 0):
             outcome = self._pass(proxy, repeat)
             raw.append(outcome["results"])
             answers = [answer for key, answer in store.of_task(self.name) if key.repeat == repeat]
-            together = outcome["together"]
-            rows += samples.lines(outcome["samples"], repeat, answers, str(self.job["host"]), without=together)
+            lines = samples.lines(outcome["samples"], repeat, answers, str(self.job["host"]), outcome["left_out"])
+            rows += [line | {"category": None} for line in lines] if outcome["together"] else lines
         return raw, rows
 
     def _pass(self, proxy: str, repeat: int) -> dict[str, Any]:
@@ -151,21 +147,11 @@ class LmEvalTask(Task):
             bootstrap_iters=0,
             random_seed=SEED,
         )  # fmt: skip
-        return {**outcome, "together": scored_together(loaded.aggregation())}
-
-
-def scored_together(aggregations: Mapping[str, Callable[[Any], Any]]) -> frozenset[str]:
-    """The metrics that are not the mean over items, such as bleu: their items' values say nothing by themselves."""
-    return frozenset(name for name, aggregate in aggregations.items() if not _is_mean(aggregate))
-
-
-def _is_mean(aggregate: Callable[[Any], Any]) -> bool:
-    """Whether a function is the mean of numbers, or of all in lists, as IFEval's instructions: it is tried out."""
-    for values, mean in (([0.0, 1.0, 1.0, 0.25], 0.5625), ([[True], [False, True]], 2 / 3)):
-        with contextlib.suppress(Exception):  # it wants other values
-            if abs(float(aggregate(values)) - mean) < _ROUNDING:
-                return True
-    return False
+        known = loaded.aggregation()
+        together = scored_together(kept(known))
+        logged = {name: spread(entries, together) for name, entries in outcome["samples"].items()}
+        left_out = known.keys() - kept(known).keys()
+        return {**outcome, "samples": logged, "left_out": left_out, "together": bool(together)}
 
 
 def _lay_out(item: Mapping[str, Any], data: Path, work: Path, source: Path | None) -> None:

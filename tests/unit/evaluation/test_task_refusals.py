@@ -27,8 +27,8 @@ def test_why_data_cannot_be_loaded(error: Exception, says: str) -> None:
 
 
 def test_a_task_without_items_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = SimpleNamespace(metric_list=[{"metric": "exact_match", "aggregation": "mean"}])
-    empty = SimpleNamespace(eval_docs=[], config=metrics, get_config=lambda _: "generate_until")
+    metrics = {"exact_match": lambda values: sum(values) / len(values)}
+    empty = SimpleNamespace(eval_docs=[], aggregation=lambda: metrics, get_config=lambda _: "generate_until")
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.4.13")
     monkeypatch.setattr(LmEvalTask, "_load", lambda _: empty)
     item = {"name": "t", "harness_task": "t", "shards": [[0, 1]], "limit": None, "repeats": 1}
