@@ -268,7 +268,7 @@ def _failure(
         code = ExitCode.ERROR  # an earlier step has changed the host, and "refused" promises that nothing has
     cause = "\n".join(refusals) or locked_out or causes.failure(result)
     if host.failure and own and own[0]["kind"] == "gateway" and code is ExitCode.NEEDS_HANDS:
-        cause = f"{host.failure.cause} It is behind no gateway: {cause}"  # what failed first is the reason
+        cause = f"{host.failure.cause} It did not join its gateway again: {cause}"  # what failed first is the reason
     if host.failure and own and own[0]["kind"] == "gate":
         step = host.failure.step  # what serves after going back is told by the gate, whatever failed
     where = step or host.step or str(data.get("task", ""))

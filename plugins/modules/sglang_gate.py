@@ -191,7 +191,8 @@ def after_rollback(failure, names, results, rolled_back=True, untouched=False):
     else:
         down = [name for name in names if name not in serving]
         hint, end = 4, "%s does not serve on this host." % ", ".join(down)
-    return {"msg": "%s %s" % (cause, end), "changed": True, "exit_hint": hint,
+    stop = "" if cause.endswith((".", "!", "?")) else "."
+    return {"msg": "%s%s %s" % (cause, stop, end), "changed": True, "exit_hint": hint,
             "sglang_ops": {"kind": "gate", "services": services}}
 
 

@@ -286,4 +286,4 @@ def test_a_host_that_went_back_and_cannot_join_its_gateway_needs_hands_and_says_
     )
     (failure,) = state.failures
     assert failure.exit_code is ExitCode.NEEDS_HANDS
-    assert failure.cause == f"{went_back['msg']} It is behind no gateway: gw does not answer"
+    assert failure.cause == f"{went_back['msg']} It did not join its gateway again: gw does not answer"

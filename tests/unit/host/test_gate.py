@@ -224,7 +224,7 @@ def test_what_failed_first_is_told_also_of_a_loop_and_of_a_host_that_was_not_tou
     failure = {"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "no answer"}]}
     told = gate_module.after_rollback(failure, ["a"], [{"name": "a", "release": "r1", "ok": True}], True, True)
     assert told["exit_hint"] == 3
-    assert told["msg"] == "no answer Nothing else changed: a goes on with release r1."
+    assert told["msg"] == "no answer. Nothing else changed: a goes on with release r1."
 
 
 def test_a_member_that_answers_nothing_is_not_asked_for_quality(gate: dict[str, Any]) -> None:
